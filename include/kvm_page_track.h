@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * kvm_page_track - write tracking of KVM guest pages, for other modules
+ *
+ * One header for C clients on every supported kernel.  On a kernel built with
+ * CONFIG_KVM_EXTERNAL_WRITE_TRACKING the notifier functions and
+ * kvm_write_track_{add,remove}_gfn() are kvm.ko's own symbols with bodies from
+ * kvm_page_track.ko; on any other kernel kvm_page_track.ko exports them.  A
+ * client includes this header and does not see the difference.
+ *
+ * Contexts.  Unless a function says otherwise it may sleep, and is called
+ * without kvm->mmu_lock, kvm->slots_arch_lock or a kvm->srcu read section.
+ * The caller keeps @kvm alive across the call (kvm_get_kvm()).
+ *
+ * Errors.  A refused call changes nothing.
+ *
+ *   -EINVAL      NULL argument, unknown mode, gfn in no memslot
+ *   -ENOENT      remove: no external user has added this page
+ *   -EOVERFLOW   add: the limit of external users of one page is reached
+ *   -ENOMEM      no memory for the counters; slot variants: not prepared
+ *   -EAGAIN      the slot is being moved or deleted, or the module is going
+ *                away: try again later
+ *   -ESRCH       register: the caller's mm is not the VM's
+ *   -EEXIST      register: registered already
+ *   -EOPNOTSUPP  the VM's writes cannot be emulated or its memory is private
+ *                (SEV, SEV-ES, SNP, TDX, software-protected VMs)
+ */
+#ifndef _KVM_PAGE_TRACK_H
+#define _KVM_PAGE_TRACK_H
+
+#include <linux/kvm_host.h>
+#include <asm/kvm_page_track.h>
+
+/**
+ * enum kvm_page_track_mode - what is tracked
+ * @KVM_PAGE_TRACK_WRITE: guest writes.  The page is mapped read-only, and
+ *	never by a large page, as long as its count is above zero.
+ */
+enum kvm_page_track_mode {
+	KVM_PAGE_TRACK_WRITE,
+};
+
+/*
+ * How often other modules together may add one page.  The u16 counter also
+ * counts KVM's own shadow page tables, which need up to 2^14 of a page.
+ */
+#define KVM_PAGE_TRACK_MAX_USERS	(65535 - 16384)
+
+#ifndef CONFIG_KVM_EXTERNAL_WRITE_TRACKING
+/*
+ * Here <asm/kvm_page_track.h> declares the node as an empty struct and nothing
+ * else.  It has been included above, so the name can be given to ours.
+ */
+struct kvm_page_track_external_node {
+	struct hlist_node node;
+	void (*track_write)(gpa_t gpa, const u8 *new, int bytes,
+			    struct kvm_page_track_external_node *node);
+	void (*track_remove_region)(gfn_t gfn, unsigned long nr_pages,
+				    struct kvm_page_track_external_node *node);
+};
+
+#define kvm_page_track_notifier_node kvm_page_track_external_node
+
+int kvm_page_track_register_notifier(struct kvm *kvm,
+				     struct kvm_page_track_notifier_node *n);
+void kvm_page_track_unregister_notifier(struct kvm *kvm,
+					struct kvm_page_track_notifier_node *n);
+int kvm_write_track_add_gfn(struct kvm *kvm, gfn_t gfn);
+int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
+#endif
+
+/**
+ * struct kvm_page_track_client - a notifier that can follow a moved memslot
+ * @node: the callbacks of upstream's notifier.  @node.track_write is called
+ *	after a guest write to a tracked page was emulated (guest memory already
+ *	holds the value): gpa, the bytes written, and their number.  A write
+ *	that crosses a page boundary arrives as one call per page.
+ *	@node.track_remove_region is called once when a memslot is deleted; its
+ *	counters are gone by then.
+ * @track_move_region: called when user space moves a memslot, after its
+ *	counters were carried over and before the new place becomes visible to
+ *	the guest.  NULL: this client cannot follow, user space's attempt to
+ *	move a memslot of the VM fails.
+ *
+ * Callbacks run in task context in an SRCU read section of the notifiers,
+ * without kvm->mmu_lock, and may sleep.  track_write and track_remove_region
+ * may add and remove pages.  track_move_region runs under kvm->slots_lock and
+ * kvm->slots_arch_lock: an add that would have to allocate counters, and
+ * kvm_page_track_prepare(), return -EAGAIN there.  No callback may take
+ * kvm->slots_lock, kvm->lock or a vCPU's mutex, nor unregister a notifier or
+ * client of the same VM (it would wait for itself).
+ *
+ * Zero the struct before the first registration.
+ */
+struct kvm_page_track_client {
+	struct kvm_page_track_notifier_node node;
+	void (*track_move_region)(gfn_t old_gfn, gfn_t new_gfn,
+				  unsigned long nr_pages,
+				  struct kvm_page_track_client *client);
+};
+
+/**
+ * kvm_page_track_register_client() - start receiving the events of a VM
+ * @kvm: the VM; the caller's mm must be its mm
+ * @client: the client, valid until kvm_page_track_unregister_client() returns
+ *
+ * Pins the VM and kvm_page_track.ko until the client is unregistered.
+ *
+ * Return: 0, -EINVAL, -ESRCH, -EEXIST, -EOPNOTSUPP, -ENOMEM, -EAGAIN.
+ */
+int kvm_page_track_register_client(struct kvm *kvm,
+				   struct kvm_page_track_client *client);
+
+/**
+ * kvm_page_track_unregister_client() - stop receiving the events of a VM
+ * @kvm: the VM
+ * @client: the client
+ *
+ * When it returns no callback of @client runs, and none will.  Pages it added
+ * stay tracked until they are removed.  Waits for running callbacks, so it must
+ * not be called from one.  A client that is not registered is ignored.
+ */
+void kvm_page_track_unregister_client(struct kvm *kvm,
+				      struct kvm_page_track_client *client);
+
+/**
+ * kvm_page_track_add_page() - track writes to a guest page
+ * @kvm: the VM
+ * @gfn: guest frame number, in a memslot of address space 0
+ * @mode: %KVM_PAGE_TRACK_WRITE
+ *
+ * Every add needs one remove.  When the first add of a page returns, the page's
+ * existing mappings are write-protected in every address space and no vCPU's
+ * TLB holds a writable one.
+ *
+ * Return: 0, -EINVAL, -EOVERFLOW, -ENOMEM, -EAGAIN, -EOPNOTSUPP.
+ */
+int kvm_page_track_add_page(struct kvm *kvm, gfn_t gfn,
+			    enum kvm_page_track_mode mode);
+
+/**
+ * kvm_page_track_remove_page() - undo one kvm_page_track_add_page()
+ * @kvm: the VM
+ * @gfn: guest frame number
+ * @mode: %KVM_PAGE_TRACK_WRITE
+ *
+ * Return: 0, -EINVAL, -ENOENT, -EAGAIN, -EOPNOTSUPP.
+ */
+int kvm_page_track_remove_page(struct kvm *kvm, gfn_t gfn,
+			       enum kvm_page_track_mode mode);
+
+/**
+ * kvm_page_track_prepare() - allocate what the slot variants need
+ * @kvm: the VM
+ * @gfn: first guest frame number
+ * @nr: number of pages, all in one memslot of address space 0
+ *
+ * What was prepared stays so until the memslot is deleted.
+ *
+ * Return: 0, -EINVAL, -ENOMEM, -EAGAIN, -EOPNOTSUPP.
+ */
+int kvm_page_track_prepare(struct kvm *kvm, gfn_t gfn, unsigned long nr);
+
+/**
+ * kvm_slot_page_track_add_page() - kvm_page_track_add_page() under mmu_lock
+ * @kvm: the VM
+ * @slot: the memslot of address space 0 that holds @gfn
+ * @gfn: guest frame number, prepared with kvm_page_track_prepare()
+ * @mode: %KVM_PAGE_TRACK_WRITE
+ *
+ * Context: kvm->mmu_lock held for write, in a kvm->srcu read section in which
+ * @slot was looked up.  Does not sleep.
+ *
+ * Return: 0, -EINVAL, -EOVERFLOW, -ENOMEM (not prepared), -EAGAIN, -EOPNOTSUPP.
+ */
+int kvm_slot_page_track_add_page(struct kvm *kvm, struct kvm_memory_slot *slot,
+				 gfn_t gfn, enum kvm_page_track_mode mode);
+
+/**
+ * kvm_slot_page_track_remove_page() - kvm_page_track_remove_page() under mmu_lock
+ * @kvm: the VM
+ * @slot: the memslot of address space 0 that holds @gfn
+ * @gfn: guest frame number
+ * @mode: %KVM_PAGE_TRACK_WRITE
+ *
+ * Context: as kvm_slot_page_track_add_page().
+ *
+ * Return: 0, -EINVAL, -ENOENT, -EAGAIN, -EOPNOTSUPP.
+ */
+int kvm_slot_page_track_remove_page(struct kvm *kvm,
+				    struct kvm_memory_slot *slot, gfn_t gfn,
+				    enum kvm_page_track_mode mode);
+
+#endif /* _KVM_PAGE_TRACK_H */
