@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Types and functions of C as bindgen sees them (see `bindings_helper.h`).
+//!
+//! Only the edges of the crate use this module: [`crate::kvm`], [`crate::xa`],
+//! [`crate::guard`], [`crate::ftrace`], [`crate::kvm_functions`],
+//! [`crate::notifier_list`] and [`crate::abi`].
+
+#![allow(
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    dead_code,
+    improper_ctypes,
+    missing_docs,
+    non_camel_case_types,
+    non_snake_case,
+    non_upper_case_globals,
+    unreachable_pub,
+    unnameable_types,
+    unsafe_op_in_unsafe_fn,
+    unused_qualifications
+)]
+
+type __kernel_size_t = usize;
+type __kernel_ssize_t = isize;
+type __kernel_ptrdiff_t = isize;
+
+include!(env!("KPT_BINDINGS"));

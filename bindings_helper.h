@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What bindgen turns into bindings.rs: the kernel's headers and our helpers. */
+#include <linux/ftrace.h>
+#include <linux/kprobes.h>
+#include <linux/kvm_host.h>
+#include <linux/module.h>
+#include <linux/rcupdate.h>
+#include <linux/srcu.h>
+#include <linux/xarray.h>
+
+#include "include/kvm_page_track.h"
+#include "helpers.h"
+
+/* Constants that bindgen cannot see as macros. */
+static const unsigned int KPT_SLOT_INVALID = KVM_MEMSLOT_INVALID;
+static const unsigned int KPT_UPDATE_IN_PROGRESS_BIT =
+	__builtin_ctzll(KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS);
+static const unsigned int KPT_KPROBE_DISABLED = KPROBE_FLAG_DISABLED;

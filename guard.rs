@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The text guard: who sleeps or takes a lock inside the module's text holds it.
+//!
+//! Before the text can be freed, [`drain`] waits for every guard, and Tasks RCU for what is outside
+//! of one: the few instructions before a guard is entered and after it is left, and hook functions
+//! that neither sleep nor take a lock, which need no guard (design, section 5, rule 2).
+//!
+//! C source: `include/linux/srcu.h`.
+
+use crate::bindings;
+use kernel::types::NotThreadSafe;
+
+/// A guard held. It may be held across a sleep.
+pub(crate) struct Guard {
+    idx: i32,
+    _not_send: NotThreadSafe,
+}
+
+/// Enters the guard. Any context but NMI.
+pub(crate) fn enter() -> Guard {
+    Guard {
+        // SAFETY: The SRCU structure is static, and set up by the module loader.
+        idx: unsafe { bindings::kpt_guard_enter() },
+        _not_send: NotThreadSafe,
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // SAFETY: `idx` is from the matching `kpt_guard_enter()`.
+        unsafe { bindings::kpt_guard_exit(self.idx) };
+    }
+}
+
+/// Waits until nobody is in the module's text any more. Sleeps.
+///
+/// Every hook must have been detached before.
+pub(crate) fn drain() {
+    // SAFETY: Called from module exit, or from a module init that failed: process context without
+    // locks.
+    unsafe {
+        bindings::kpt_guard_drain();
+        bindings::synchronize_rcu_tasks();
+    }
+}

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * C for Rust: inline functions and macros of the kernel, and direct calls to
+ * functions that kvm.ko does not export.  No logic lives here.
+ */
+#include <linux/kvm_host.h>
+#include <linux/rculist.h>
+#include <linux/sched.h>
+#include <linux/srcu.h>
+#include <linux/static_call.h>
+#include <linux/vmalloc.h>
+#include <linux/xarray.h>
+
+#include "helpers.h"
+
+/*
+ * kvm.ko's own functions.  Their ENDBR is sealed away in distribution kernels:
+ * an indirect call would be a fatal #CP on a CPU with IBT.  A static_call is a
+ * direct call whose target is written once, before the first hook is attached.
+ */
+typedef void (kpt_flush_fn)(struct kvm *kvm);
+typedef void (kpt_lpage_fn)(const struct kvm_memory_slot *slot, gfn_t gfn);
+typedef bool (kpt_protect_fn)(struct kvm *kvm, struct kvm_memory_slot *slot,
+			      u64 gfn, int min_level);
+typedef bool (kpt_enabled_fn)(struct kvm *kvm);
+
+DEFINE_STATIC_CALL_NULL(kpt_flush, kpt_flush_fn);
+DEFINE_STATIC_CALL_NULL(kpt_allow, kpt_lpage_fn);
+DEFINE_STATIC_CALL_NULL(kpt_disallow, kpt_lpage_fn);
+DEFINE_STATIC_CALL_RET0(kpt_protect, kpt_protect_fn);
+DEFINE_STATIC_CALL_RET0(kpt_enabled, kpt_enabled_fn);
+
+void kpt_set_kvm_function(enum kpt_kvm_function which, unsigned long addr)
+{
+	switch (which) {
+	case KPT_KVM_FLUSH_REMOTE_TLBS:
+		static_call_update(kpt_flush, (kpt_flush_fn *)addr);
+		break;
+	case KPT_KVM_MMU_GFN_ALLOW_LPAGE:
+		static_call_update(kpt_allow, (kpt_lpage_fn *)addr);
+		break;
+	case KPT_KVM_MMU_GFN_DISALLOW_LPAGE:
+		static_call_update(kpt_disallow, (kpt_lpage_fn *)addr);
+		break;
+	case KPT_KVM_MMU_SLOT_GFN_WRITE_PROTECT:
+		static_call_update(kpt_protect, (kpt_protect_fn *)addr);
+		break;
+	case KPT_KVM_PAGE_TRACK_WRITE_TRACKING_ENABLED:
+		static_call_update(kpt_enabled, (kpt_enabled_fn *)addr);
+		break;
+	case KPT_KVM_FUNCTIONS:
+		break;
+	}
+}
+
+void kpt_flush_remote_tlbs(struct kvm *kvm)
+{
+	static_call(kpt_flush)(kvm);
+}
+
+void kpt_gfn_allow_lpage(const struct kvm_memory_slot *slot, gfn_t gfn)
+{
+	static_call(kpt_allow)(slot, gfn);
+}
+
+void kpt_gfn_disallow_lpage(const struct kvm_memory_slot *slot, gfn_t gfn)
+{
+	static_call(kpt_disallow)(slot, gfn);
+}
+
+bool kpt_slot_gfn_write_protect(struct kvm *kvm, struct kvm_memory_slot *slot,
+				gfn_t gfn)
+{
+	return static_call(kpt_protect)(kvm, slot, gfn, PG_LEVEL_4K);
+}
+
+bool kpt_write_tracking_enabled(struct kvm *kvm)
+{
+	return static_call(kpt_enabled)(kvm);
+}
+
+void kpt_mmu_write_lock(struct kvm *kvm)
+{
+	write_lock(&kvm->mmu_lock);
+}
+
+void kpt_mmu_write_unlock(struct kvm *kvm)
+{
+	write_unlock(&kvm->mmu_lock);
+}
+
+void kpt_slots_arch_lock(struct kvm *kvm)
+{
+	mutex_lock(&kvm->slots_arch_lock);
+}
+
+void kpt_slots_arch_unlock(struct kvm *kvm)
+{
+	mutex_unlock(&kvm->slots_arch_lock);
+}
+
+int kpt_slots_read_lock(struct kvm *kvm)
+{
+	return srcu_read_lock(&kvm->srcu);
+}
+
+void kpt_slots_read_unlock(struct kvm *kvm, int idx)
+{
+	srcu_read_unlock(&kvm->srcu, idx);
+}
+
+int kpt_nr_address_spaces(struct kvm *kvm)
+{
+	return kvm_arch_nr_memslot_as_ids(kvm);
+}
+
+struct kvm_memory_slot *kpt_find_slot(struct kvm *kvm, int as_id, gfn_t gfn)
+{
+	return __gfn_to_memslot(__kvm_memslots(kvm, as_id), gfn);
+}
+
+static struct kvm_memory_slot *slot_of(const struct kvm_memslots *slots,
+				       struct rb_node *node)
+{
+	if (!node)
+		return NULL;
+	return container_of(node, struct kvm_memory_slot,
+			    gfn_node[slots->node_idx]);
+}
+
+struct kvm_memory_slot *kpt_first_slot(struct kvm *kvm, int as_id)
+{
+	struct kvm_memslots *slots = __kvm_memslots(kvm, as_id);
+
+	return slot_of(slots, rb_first(&slots->gfn_tree));
+}
+
+struct kvm_memory_slot *kpt_next_slot(struct kvm *kvm,
+				      const struct kvm_memory_slot *slot)
+{
+	struct kvm_memslots *slots = __kvm_memslots(kvm, slot->as_id);
+
+	return slot_of(slots, rb_next(&slot->gfn_node[slots->node_idx]));
+}
+
+struct kvm_memory_slot *kpt_inactive_slot(struct kvm *kvm, int as_id, int id)
+{
+	int active = __kvm_memslots(kvm, as_id)->node_idx;
+
+	return id_to_memslot(&kvm->__memslots[as_id][active ^ 1], id);
+}
+
+void *kpt_alloc_counters(unsigned long npages)
+{
+	return __vcalloc(npages, sizeof(u16), GFP_KERNEL_ACCOUNT);
+}
+
+bool kpt_mm_is_current(struct kvm *kvm)
+{
+	return kvm->mm == current->mm;
+}
+
+DEFINE_STATIC_SRCU(kpt_guard);
+
+int kpt_guard_enter(void)
+{
+	return srcu_read_lock(&kpt_guard);
+}
+
+void kpt_guard_exit(int idx)
+{
+	srcu_read_unlock(&kpt_guard, idx);
+}
+
+void kpt_guard_drain(void)
+{
+	synchronize_srcu(&kpt_guard);
+}
+
+int kpt_srcu_read_lock(struct srcu_struct *srcu)
+{
+	return srcu_read_lock(srcu);
+}
+
+void kpt_srcu_read_unlock(struct srcu_struct *srcu, int idx)
+{
+	srcu_read_unlock(srcu, idx);
+}
+
+void kpt_hlist_add_head_rcu(struct hlist_node *n, struct hlist_head *h)
+{
+	hlist_add_head_rcu(n, h);
+}
+
+void kpt_hlist_del_rcu(struct hlist_node *n)
+{
+	hlist_del_rcu(n);
+}
+
+void kpt_xa_init(struct xarray *xa)
+{
+	xa_init(xa);
+}
+
+int kpt_xa_insert(struct xarray *xa, unsigned long index, void *entry)
+{
+	return xa_insert(xa, index, entry, GFP_KERNEL_ACCOUNT);
+}
+
+void kpt_xa_replace(struct xarray *xa, unsigned long index, void *entry)
+{
+	/* The slot is occupied, so nothing is allocated and nothing can fail. */
+	WARN_ON_ONCE(xa_is_err(xa_store(xa, index, entry, 0)));
+}
+
+void kpt_sleep_idle(void)
+{
+	schedule_timeout_idle(MAX_SCHEDULE_TIMEOUT);
+}

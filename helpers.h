@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * C for Rust: inline functions and macros of the kernel, and direct calls to
+ * functions that kvm.ko does not export.  No logic lives here.
+ */
+#ifndef _KPT_HELPERS_H
+#define _KPT_HELPERS_H
+
+#include <linux/kvm_host.h>
+#include <linux/xarray.h>
+
+/* Functions of kvm.ko that are not exported, by the order of their names. */
+enum kpt_kvm_function {
+	KPT_KVM_FLUSH_REMOTE_TLBS,
+	KPT_KVM_MMU_GFN_ALLOW_LPAGE,
+	KPT_KVM_MMU_GFN_DISALLOW_LPAGE,
+	KPT_KVM_MMU_SLOT_GFN_WRITE_PROTECT,
+	KPT_KVM_PAGE_TRACK_WRITE_TRACKING_ENABLED,
+	KPT_KVM_FUNCTIONS,
+};
+
+void kpt_set_kvm_function(enum kpt_kvm_function which, unsigned long addr);
+void kpt_flush_remote_tlbs(struct kvm *kvm);
+void kpt_gfn_allow_lpage(const struct kvm_memory_slot *slot, gfn_t gfn);
+void kpt_gfn_disallow_lpage(const struct kvm_memory_slot *slot, gfn_t gfn);
+bool kpt_slot_gfn_write_protect(struct kvm *kvm, struct kvm_memory_slot *slot,
+				gfn_t gfn);
+bool kpt_write_tracking_enabled(struct kvm *kvm);
+
+/* kvm_host.h: locks and memslot lookups. */
+void kpt_mmu_write_lock(struct kvm *kvm);
+void kpt_mmu_write_unlock(struct kvm *kvm);
+void kpt_slots_arch_lock(struct kvm *kvm);
+void kpt_slots_arch_unlock(struct kvm *kvm);
+int kpt_slots_read_lock(struct kvm *kvm);
+void kpt_slots_read_unlock(struct kvm *kvm, int idx);
+int kpt_nr_address_spaces(struct kvm *kvm);
+struct kvm_memory_slot *kpt_find_slot(struct kvm *kvm, int as_id, gfn_t gfn);
+struct kvm_memory_slot *kpt_first_slot(struct kvm *kvm, int as_id);
+struct kvm_memory_slot *kpt_next_slot(struct kvm *kvm,
+				      const struct kvm_memory_slot *slot);
+struct kvm_memory_slot *kpt_inactive_slot(struct kvm *kvm, int as_id, int id);
+void *kpt_alloc_counters(unsigned long npages);
+bool kpt_mm_is_current(struct kvm *kvm);
+
+/* The text guard: see guard.rs. */
+int kpt_guard_enter(void);
+void kpt_guard_exit(int idx);
+void kpt_guard_drain(void);
+
+/* rculist, srcu and xarray inlines. */
+int kpt_srcu_read_lock(struct srcu_struct *srcu);
+void kpt_srcu_read_unlock(struct srcu_struct *srcu, int idx);
+void kpt_hlist_add_head_rcu(struct hlist_node *n, struct hlist_head *h);
+void kpt_hlist_del_rcu(struct hlist_node *n);
+void kpt_xa_init(struct xarray *xa);
+int kpt_xa_insert(struct xarray *xa, unsigned long index, void *entry);
+void kpt_xa_replace(struct xarray *xa, unsigned long index, void *entry);
+
+void kpt_sleep_idle(void);
+
+#endif /* _KPT_HELPERS_H */

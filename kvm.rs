@@ -1,0 +1,587 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Safe views of KVM's structures.
+//!
+//! [`Kvm`] is a VM, [`Memslot`] one of its memslots, [`Counters`] the `u16` write-track counters of
+//! a memslot. What may be done when is carried by tokens: [`SlotsRead`] (memslots can be looked up
+//! and stay valid), [`SlotsArchLocked`] (the arch part of memslots can be written) and [`MmuWrite`]
+//! (`mmu_lock` held for write: counters can change).
+//!
+//! C headers: `include/linux/kvm_host.h`, `arch/x86/include/asm/kvm_host.h`.
+
+use crate::bindings;
+use core::marker::PhantomData;
+use core::ptr::{addr_of, addr_of_mut, NonNull};
+use kernel::prelude::*;
+use kernel::sync::atomic::{atomic_load, atomic_store, Acquire, Relaxed, Release};
+use kernel::types::{NotThreadSafe, Opaque};
+
+/// Guest frame number: a guest physical address in units of 4 KiB.
+pub(crate) type Gfn = u64;
+
+/// Guest physical address, in bytes.
+pub(crate) type Gpa = u64;
+
+/// The frame that holds a guest physical address.
+pub(crate) const fn gpa_to_gfn(gpa: Gpa) -> Gfn {
+    gpa >> 12
+}
+
+/// A VM (`struct kvm`).
+///
+/// # Invariants
+///
+/// Points to a `struct kvm` whose `users_count` is above zero, or whose destruction cannot go on
+/// before the reference is gone.
+#[repr(transparent)]
+pub(crate) struct Kvm(Opaque<bindings::kvm>);
+
+impl Kvm {
+    /// Makes a view of a VM.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` is valid and the VM is not destroyed as long as `'a` lasts.
+    pub(crate) unsafe fn from_ptr<'a>(ptr: NonNull<bindings::kvm>) -> &'a Self {
+        // SAFETY: `Kvm` is transparent over `struct kvm`; the rest is the caller's promise.
+        unsafe { ptr.cast().as_ref() }
+    }
+
+    /// The C view of this VM.
+    #[inline(always)]
+    pub(crate) fn as_ptr(&self) -> *mut bindings::kvm {
+        self.0.get()
+    }
+
+    /// A number that no other VM alive has: `struct kvm` is larger than a page, so no two share one.
+    pub(crate) fn key(&self) -> usize {
+        const _: () = assert!(size_of::<bindings::kvm>() >= 4096);
+        // The upper bits of kernel addresses are all ones and would only make the tree deeper.
+        ((self.as_ptr() as usize) & ((1 << 47) - 1)) >> 12
+    }
+
+    /// The process that created the VM, as KVM's own debugfs directory names it.
+    pub(crate) fn userspace_pid(&self) -> i32 {
+        // SAFETY: By the type invariant; the field is written once, when the VM is created.
+        unsafe { (*self.as_ptr()).userspace_pid }
+    }
+
+    /// Whether the caller's address space is the one the VM's memory lives in.
+    pub(crate) fn mm_is_current(&self) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::kpt_mm_is_current(self.as_ptr()) }
+    }
+
+    /// Whether guest writes can be intercepted: KVM can emulate them and sees the guest's memory.
+    ///
+    /// False for every VM type with encrypted state or private memory.
+    pub(crate) fn can_track(&self) -> bool {
+        let kvm = self.as_ptr();
+        // SAFETY: By the type invariant; the fields are set when the VM is created, and
+        // `has_protected_state` at the latest before its first vCPU.
+        unsafe {
+            u32::from((*kvm).arch.vm_type) == bindings::KVM_X86_DEFAULT_VM
+                && !(*kvm).arch.has_private_mem
+                && !(*kvm).arch.has_protected_state
+        }
+    }
+
+    /// Takes a reference that keeps the VM from being destroyed, without a scope.
+    pub(crate) fn get(&self) {
+        // SAFETY: By the type invariant the count is above zero.
+        unsafe { bindings::kvm_get_kvm(self.as_ptr()) };
+    }
+
+    /// Gives back a reference of [`Kvm::get`]. The last one destroys the VM.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns such a reference, and does not use the VM afterwards unless it owns another.
+    pub(crate) unsafe fn put(&self) {
+        // SAFETY: The caller's promise.
+        unsafe { bindings::kvm_put_kvm(self.as_ptr()) };
+    }
+
+    /// Whether C consults the counters of this VM (`kvm_page_track_write_tracking_enabled()`): then
+    /// every memslot has to have an array.
+    pub(crate) fn c_consults_counters(&self) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::kpt_write_tracking_enabled(self.as_ptr()) }
+    }
+
+    /// Whether C's tracker has been enabled for external users of this VM.
+    pub(crate) fn c_external_enabled(&self) -> bool {
+        // SAFETY: By the type invariant; C reads and writes the flag with acquire and release.
+        unsafe {
+            atomic_load(
+                addr_of_mut!((*self.as_ptr()).arch.external_write_tracking_enabled),
+                Acquire,
+            )
+        }
+    }
+
+    /// Tells C that external users track this VM and every memslot has its counters.
+    pub(crate) fn set_c_external_enabled(&self, _: &SlotsArchLocked<'_>) {
+        // SAFETY: By the type invariant; C reads and writes the flag with acquire and release, and
+        // writes it under `slots_arch_lock` only.
+        unsafe {
+            atomic_store(
+                addr_of_mut!((*self.as_ptr()).arch.external_write_tracking_enabled),
+                true,
+                Release,
+            );
+        }
+    }
+
+    /// KVM's own list of notifiers.
+    pub(crate) fn notifier_head(&self) -> *mut bindings::kvm_page_track_notifier_head {
+        // SAFETY: By the type invariant; only the address is taken.
+        unsafe { addr_of_mut!((*self.as_ptr()).arch.track_notifier_head) }
+    }
+
+    /// Number of address spaces: 2 where the VM can have system management mode.
+    pub(crate) fn address_spaces(&self) -> u16 {
+        // SAFETY: By the type invariant. The C result is 1 or 2.
+        unsafe { bindings::kpt_nr_address_spaces(self.as_ptr()) as u16 }
+    }
+
+    /// Whether the memslots of an address space are being replaced right now.
+    #[inline(always)]
+    pub(crate) fn update_in_progress(&self, as_id: u16) -> bool {
+        // SAFETY: By the type invariant. The active set is embedded in `struct kvm` (`__memslots`),
+        // so it can be read at any time; `as_id` comes from a memslot, hence is in bounds, and is
+        // masked so that this holds without trusting it.
+        unsafe {
+            let set = atomic_load(
+                addr_of_mut!((*self.as_ptr()).memslots[usize::from(as_id & 1)]),
+                Acquire,
+            );
+            atomic_load(addr_of_mut!((*set).generation), Acquire)
+                >> bindings::KPT_UPDATE_IN_PROGRESS_BIT
+                & 1
+                != 0
+        }
+    }
+
+    /// Whether an address space has no memslot at all. A hint: memslots may come any time.
+    #[inline(always)]
+    fn has_no_slots(&self, as_id: u16) -> bool {
+        // SAFETY: As in `update_in_progress`; the root pointer is only compared.
+        unsafe {
+            let set = atomic_load(
+                addr_of_mut!((*self.as_ptr()).memslots[usize::from(as_id & 1)]),
+                Acquire,
+            );
+            atomic_load(addr_of_mut!((*set).gfn_tree.rb_node), Relaxed).is_null()
+        }
+    }
+
+    /// Enters a read section of `kvm->srcu`. May be nested; the section may sleep.
+    pub(crate) fn read_slots(&self) -> SlotsRead<'_> {
+        SlotsRead {
+            kvm: self,
+            // SAFETY: By the type invariant.
+            idx: Some(unsafe { bindings::kpt_slots_read_lock(self.as_ptr()) }),
+            _not_send: NotThreadSafe,
+        }
+    }
+
+    /// The same right to look up memslots for a caller that is in a `kvm->srcu` read section, or
+    /// holds `slots_lock`, already.
+    ///
+    /// # Safety
+    ///
+    /// The caller is, and stays so until the token is dropped.
+    #[inline(always)]
+    pub(crate) unsafe fn assume_slots_read(&self) -> SlotsRead<'_> {
+        SlotsRead {
+            kvm: self,
+            idx: None,
+            _not_send: NotThreadSafe,
+        }
+    }
+
+    /// Takes `mmu_lock` for write. Does not sleep (it does on PREEMPT_RT).
+    pub(crate) fn lock_mmu(&self) -> MmuWrite<'_> {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::kpt_mmu_write_lock(self.as_ptr()) };
+        MmuWrite {
+            kvm: self,
+            unlock: true,
+            _not_send: NotThreadSafe,
+        }
+    }
+
+    /// The token of `mmu_lock` for a caller that holds it for write already.
+    ///
+    /// # Safety
+    ///
+    /// The caller does, until the token is dropped.
+    #[inline(always)]
+    pub(crate) unsafe fn assume_mmu_locked(&self) -> MmuWrite<'_> {
+        MmuWrite {
+            kvm: self,
+            unlock: false,
+            _not_send: NotThreadSafe,
+        }
+    }
+}
+
+/// The right to look up memslots: a `kvm->srcu` read section, or `slots_lock`.
+pub(crate) struct SlotsRead<'k> {
+    kvm: &'k Kvm,
+    idx: Option<i32>,
+    _not_send: NotThreadSafe,
+}
+
+impl<'k> SlotsRead<'k> {
+    /// Finds the memslot of an address space that holds `gfn`.
+    #[inline(always)]
+    pub(crate) fn find(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
+        if self.kvm.has_no_slots(as_id) {
+            return None;
+        }
+        // SAFETY: `self` proves that memslots found stay allocated as long as it is borrowed.
+        unsafe {
+            bindings::kpt_find_slot(self.kvm.as_ptr(), i32::from(as_id), gfn)
+                .cast::<Memslot>()
+                .as_ref()
+        }
+    }
+
+    /// Calls `f` for every memslot of every address space until it fails.
+    pub(crate) fn for_each(&self, mut f: impl FnMut(&Memslot) -> Result) -> Result {
+        let kvm = self.kvm.as_ptr();
+        for as_id in 0..self.kvm.address_spaces() {
+            // SAFETY: As in `find`. The set of memslots that is walked is not written while
+            // a read section is open or `slots_lock` is held.
+            let mut slot = unsafe { bindings::kpt_first_slot(kvm, i32::from(as_id)) };
+            // SAFETY: As above.
+            while let Some(s) = unsafe { slot.cast::<Memslot>().as_ref() } {
+                f(s)?;
+                // SAFETY: As above.
+                slot = unsafe { bindings::kpt_next_slot(kvm, s.as_ptr()) };
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes `slots_arch_lock`. Sleeps.
+    pub(crate) fn lock_arch(&self) -> SlotsArchLocked<'_> {
+        // SAFETY: By the invariant of `Kvm`; the lock order `slots_lock` > `srcu` >
+        // `slots_arch_lock` is kept by taking it out of a `SlotsRead`.
+        unsafe { bindings::kpt_slots_arch_lock(self.kvm.as_ptr()) };
+        SlotsArchLocked { slots: self }
+    }
+}
+
+impl Drop for SlotsRead<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if let Some(idx) = self.idx {
+            // SAFETY: `idx` is from the matching `kpt_slots_read_lock()`.
+            unsafe { bindings::kpt_slots_read_unlock(self.kvm.as_ptr(), idx) };
+        }
+    }
+}
+
+/// `slots_arch_lock` held: the active memslots are not replaced, their arch part may be written.
+pub(crate) struct SlotsArchLocked<'s> {
+    slots: &'s SlotsRead<'s>,
+}
+
+impl SlotsArchLocked<'_> {
+    /// Finds a memslot again, now that it cannot be replaced.
+    pub(crate) fn find(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
+        self.slots.find(as_id, gfn)
+    }
+
+    /// Gives a memslot counters, all zero, if it has none.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn alloc_counters(&self, slot: &Memslot) -> Result {
+        slot.alloc_counters()
+    }
+}
+
+impl Drop for SlotsArchLocked<'_> {
+    fn drop(&mut self) {
+        // SAFETY: The lock was taken in `lock_arch`.
+        unsafe { bindings::kpt_slots_arch_unlock(self.slots.kvm.as_ptr()) };
+    }
+}
+
+/// `mmu_lock` held for write.
+pub(crate) struct MmuWrite<'k> {
+    kvm: &'k Kvm,
+    unlock: bool,
+    _not_send: NotThreadSafe,
+}
+
+impl MmuWrite<'_> {
+    /// One more reason not to map the page's surroundings with a large page.
+    #[inline(always)]
+    pub(crate) fn disallow_large_page(&self, slot: &Memslot, gfn: Gfn) {
+        // SAFETY: `mmu_lock` is held; the memslot is valid and the callers of this method have
+        // checked that it holds `gfn`.
+        unsafe { bindings::kpt_gfn_disallow_lpage(slot.as_ptr(), gfn) };
+    }
+
+    /// Takes back one [`MmuWrite::disallow_large_page`].
+    #[inline(always)]
+    pub(crate) fn allow_large_page(&self, slot: &Memslot, gfn: Gfn) {
+        // SAFETY: As in `disallow_large_page`.
+        unsafe { bindings::kpt_gfn_allow_lpage(slot.as_ptr(), gfn) };
+    }
+
+    /// Makes the existing mappings of a page read-only. True if TLBs have to be flushed.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) fn write_protect(&self, slot: &Memslot, gfn: Gfn) -> bool {
+        // SAFETY: As in `disallow_large_page`.
+        unsafe { bindings::kpt_slot_gfn_write_protect(self.kvm.as_ptr(), slot.as_ptr(), gfn) }
+    }
+
+    /// Flushes the TLBs of every vCPU.
+    #[inline(always)]
+    pub(crate) fn flush_tlbs(&self) {
+        // SAFETY: By the invariant of `Kvm`.
+        unsafe { bindings::kpt_flush_remote_tlbs(self.kvm.as_ptr()) };
+    }
+}
+
+impl Drop for MmuWrite<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.unlock {
+            // SAFETY: The lock was taken in `lock_mmu`.
+            unsafe { bindings::kpt_mmu_write_unlock(self.kvm.as_ptr()) };
+        }
+    }
+}
+
+/// A memslot (`struct kvm_memory_slot`).
+///
+/// # Invariants
+///
+/// Points to an allocated memslot, kept so by a [`SlotsRead`] or by the C caller's locks. The
+/// counters it has, if any, are an array of `npages` elements.
+#[repr(transparent)]
+pub(crate) struct Memslot(Opaque<bindings::kvm_memory_slot>);
+
+/// Levels above 4 KiB at which KVM keeps large page counts (2 MiB and 1 GiB).
+const LARGE_LEVELS: usize = 2;
+
+impl Memslot {
+    /// Makes a view of a memslot.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` is valid and the memslot is not freed as long as `'a` lasts.
+    pub(crate) unsafe fn from_ptr<'a>(ptr: NonNull<bindings::kvm_memory_slot>) -> &'a Self {
+        // SAFETY: `Memslot` is transparent over the C type; the rest is the caller's promise.
+        unsafe { ptr.cast().as_ref() }
+    }
+
+    #[inline(always)]
+    fn as_ptr(&self) -> *mut bindings::kvm_memory_slot {
+        self.0.get()
+    }
+
+    /// First frame.
+    #[inline(always)]
+    pub(crate) fn base_gfn(&self) -> Gfn {
+        // SAFETY: By the type invariant; constant once the memslot is visible.
+        unsafe { (*self.as_ptr()).base_gfn }
+    }
+
+    /// Number of frames.
+    #[inline(always)]
+    pub(crate) fn npages(&self) -> u64 {
+        // SAFETY: As in `base_gfn`.
+        unsafe { (*self.as_ptr()).npages as u64 }
+    }
+
+    /// Address space: 0, or 1 for system management mode.
+    #[inline(always)]
+    pub(crate) fn as_id(&self) -> u16 {
+        // SAFETY: As in `base_gfn`.
+        unsafe { (*self.as_ptr()).as_id }
+    }
+
+    /// Whether the memslot is about to be moved or deleted.
+    pub(crate) fn is_invalid(&self) -> bool {
+        // SAFETY: As in `base_gfn`; KVM sets the flag on a copy before that becomes visible.
+        unsafe { (*self.as_ptr()).flags & bindings::KPT_SLOT_INVALID != 0 }
+    }
+
+    /// Whether the memslot holds a frame.
+    pub(crate) fn contains(&self, gfn: Gfn) -> bool {
+        gfn.wrapping_sub(self.base_gfn()) < self.npages()
+    }
+
+    #[inline(always)]
+    fn counters_field(&self) -> *mut *mut u16 {
+        // SAFETY: By the type invariant; only the address is taken.
+        unsafe { addr_of_mut!((*self.as_ptr()).arch.gfn_write_track) }
+    }
+
+    /// The write-track counters, if the memslot has any.
+    #[inline(always)]
+    pub(crate) fn counters(&self) -> Option<Counters<'_>> {
+        // SAFETY: The field is valid by the type invariant; it is published with release.
+        let array = unsafe { atomic_load(self.counters_field(), Acquire) };
+        Some(Counters {
+            array: NonNull::new(array)?,
+            base_gfn: self.base_gfn(),
+            npages: self.npages(),
+            _slot: PhantomData,
+        })
+    }
+
+    fn alloc_counters(&self) -> Result {
+        if self.counters().is_some() {
+            return Ok(());
+        }
+        // SAFETY: An allocation without conditions.
+        let array = unsafe { bindings::kpt_alloc_counters(self.npages() as usize) };
+        if array.is_null() {
+            return Err(ENOMEM);
+        }
+        // Pairs with the acquire in `counters`: who sees the array sees it zeroed.
+        // SAFETY: The field is valid by the type invariant. KVM frees the array with vfree().
+        unsafe { atomic_store(self.counters_field(), array.cast(), Release) };
+        Ok(())
+    }
+}
+
+/// The counters of a memslot.
+#[derive(Clone, Copy)]
+pub(crate) struct Counters<'s> {
+    array: NonNull<u16>,
+    base_gfn: Gfn,
+    npages: u64,
+    _slot: PhantomData<&'s Memslot>,
+}
+
+impl Counters<'_> {
+    #[inline(always)]
+    fn at(&self, gfn: Gfn) -> Option<*mut u16> {
+        let index = gfn.wrapping_sub(self.base_gfn);
+        if index >= self.npages {
+            return None;
+        }
+        // SAFETY: The array has `npages` elements by the invariant of `Memslot`.
+        Some(unsafe { self.array.as_ptr().add(index as usize) })
+    }
+
+    /// The count of a frame; zero for a frame outside the memslot.
+    #[inline(always)]
+    pub(crate) fn get(&self, gfn: Gfn) -> u16 {
+        match self.at(gfn) {
+            // SAFETY: `at` returns valid pointers; every access to a count is a single load or
+            // store, here as in C.
+            Some(count) => unsafe { count.read_volatile() },
+            None => 0,
+        }
+    }
+
+    /// Sets the count of a frame of the memslot.
+    #[inline(always)]
+    pub(crate) fn set(&self, _: &MmuWrite<'_>, gfn: Gfn, value: u16) {
+        if let Some(count) = self.at(gfn) {
+            // SAFETY: As in `get`; `mmu_lock` held for write excludes other writers.
+            unsafe { count.write_volatile(value) };
+        }
+    }
+}
+
+/// A memslot that KVM is creating, or moving from another place: not visible to anyone yet.
+///
+/// # Invariants
+///
+/// `slot` is unpublished; `slots_lock` and `slots_arch_lock` of `kvm` are held.
+pub(crate) struct NewSlot<'a> {
+    kvm: &'a Kvm,
+    slot: &'a Memslot,
+}
+
+impl<'a> NewSlot<'a> {
+    /// Makes the view.
+    ///
+    /// # Safety
+    ///
+    /// The caller is `kvm_page_track_create_memslot()`: the type invariants hold as long as `'a`.
+    pub(crate) unsafe fn new(kvm: &'a Kvm, slot: &'a Memslot) -> Self {
+        Self { kvm, slot }
+    }
+
+    /// The VM.
+    pub(crate) fn kvm(&self) -> &'a Kvm {
+        self.kvm
+    }
+
+    /// The memslot itself.
+    pub(crate) fn slot(&self) -> &'a Memslot {
+        self.slot
+    }
+
+    /// The memslot it replaces, if this is a move.
+    ///
+    /// KVM has then made an INVALID copy active, so the original is in the inactive set.
+    pub(crate) fn moved_from(&self) -> Option<&'a Memslot> {
+        // SAFETY: By the type invariants the slot is valid, and the inactive set is stable under
+        // `slots_lock`; what it holds is not freed before the move is done.
+        unsafe {
+            let slot = self.slot.as_ptr();
+            bindings::kpt_inactive_slot(
+                self.kvm.as_ptr(),
+                i32::from((*slot).as_id),
+                i32::from((*slot).id),
+            )
+            .cast::<Memslot>()
+            .as_ref()
+        }
+    }
+
+    /// Gives the memslot counters, all zero, if it has none.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn alloc_counters(&self) -> Result {
+        self.slot.alloc_counters()
+    }
+
+    /// Takes over the counters of `old`, which is left without. No copy: nothing is lost, nothing
+    /// is freed twice. The INVALID copy that readers may still use points to the same array.
+    pub(crate) fn take_counters(&self, old: &Memslot) {
+        // SAFETY: Both fields are valid by the type invariants, `old` is unreachable for anyone
+        // but the holder of `slots_lock`, and both arrays have the same length: a move does not
+        // change the size of a memslot.
+        unsafe {
+            let array = atomic_load(old.counters_field(), Acquire);
+            atomic_store(self.slot.counters_field(), array, Release);
+            atomic_store(old.counters_field(), core::ptr::null_mut(), Relaxed);
+        }
+    }
+
+    /// `count` more reasons not to map the surroundings of `gfn` with a large page.
+    pub(crate) fn disallow_large_page(&self, gfn: Gfn, count: u16) {
+        let slot = self.slot.as_ptr();
+        for level in 0..LARGE_LEVELS {
+            let shift = 9 * (level + 1);
+            let index = (gfn >> shift) - (self.slot.base_gfn() >> shift);
+            // SAFETY: The memslot is unpublished, so nobody else uses its arrays; KVM allocated
+            // them before it called us, one element per (partial) large page; `gfn` is in the
+            // memslot, so `index` is in bounds. A memslot's frames fit 31 bits times `u16::MAX`
+            // only in theory; KVM's own use of the count has the same limit.
+            unsafe {
+                let info = (*addr_of!((*slot).arch.lpage_info))[level].add(index as usize);
+                (*info).disallow_lpage = (*info).disallow_lpage.wrapping_add(i32::from(count));
+            }
+        }
+    }
+}
