@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The write-track counters of a memslot: on demand, kept over flag changes and moves, freed with
+//! it.
+//!
+//! They are where C keeps them (`slot->arch.gfn_write_track`), so that C and Rust can take over from
+//! each other at any time. A memslot without an array is one in which nothing is tracked.
+//!
+//! C source: `arch/x86/kvm/mmu/page_track.c`, `kvm_alloc_memslot_metadata()` in `x86.c`.
+
+use crate::kvm::{Gfn, Kvm, Memslot, MmuWrite, NewSlot, SlotsRead};
+use crate::{notifier, vm};
+use kernel::prelude::*;
+
+/// Whether guest writes to a page are tracked (`kvm_gfn_is_write_tracked()`).
+///
+/// The hot reader: every write fault and every SPTE made writable asks. Loads and compares only.
+#[inline(always)]
+pub(crate) fn is_write_tracked(
+    kvm: &Kvm,
+    slots: &SlotsRead<'_>,
+    slot: Option<&Memslot>,
+    gfn: Gfn,
+) -> bool {
+    let Some(slot) = slot else { return false };
+    match slot.counters() {
+        Some(counters) => {
+            if counters.get(gfn) != 0 {
+                return true;
+            }
+        }
+        None => {
+            if replaced_and_tracked(kvm, slots, slot, gfn) {
+                return true;
+            }
+        }
+    }
+    // A page tracked through one address space is tracked in the other as well.
+    slots
+        .find(slot.as_id() ^ 1, gfn)
+        .and_then(Memslot::counters)
+        .is_some_and(|counters| counters.get(gfn) != 0)
+}
+
+/// A vCPU may still hold the copy of a memslot from before a flags-only change, without counters,
+/// while an add has given counters to the new copy. Only then is the memslot looked up again.
+#[inline(always)]
+fn replaced_and_tracked(kvm: &Kvm, slots: &SlotsRead<'_>, slot: &Memslot, gfn: Gfn) -> bool {
+    kvm.update_in_progress(slot.as_id())
+        && slots
+            .find(slot.as_id(), gfn)
+            .and_then(Memslot::counters)
+            .is_some_and(|counters| counters.get(gfn) != 0)
+}
+
+/// The count of a page in address space 0, where external adds go.
+pub(crate) fn count(slots: &SlotsRead<'_>, gfn: Gfn) -> u16 {
+    slots
+        .find(0, gfn)
+        .and_then(Memslot::counters)
+        .map_or(0, |counters| counters.get(gfn))
+}
+
+/// Makes sure that the memslot of a page has counters. Sleeps.
+///
+/// # Errors
+///
+/// `EINVAL` if the page is in no memslot, `EAGAIN` if that is being moved or deleted, or if this is
+/// a `track_move_region` callback, `ENOMEM`.
+pub(crate) fn ensure_counters(kvm: &Kvm, gfn: Gfn) -> Result {
+    if vm::find(kvm).is_some_and(|vm| vm.in_move_callback()) {
+        // This very task holds `slots_arch_lock`.
+        return Err(EAGAIN);
+    }
+    let slots = kvm.read_slots();
+    let locked = slots.lock_arch();
+    // Looked up under the lock: a flags-only change copies the arch part under it.
+    let slot = locked.find(0, gfn).ok_or(EINVAL)?;
+    if slot.is_invalid() {
+        return Err(EAGAIN);
+    }
+    locked.alloc_counters(slot)
+}
+
+/// KVM creates a memslot or moves one (`kvm_page_track_create_memslot()`).
+///
+/// Sleeps. Called with `slots_lock` and `slots_arch_lock` held, before the memslot is visible.
+///
+/// # Errors
+///
+/// `EINVAL` if somebody cannot follow a move, `ENOMEM`. KVM makes `ENOMEM` of either.
+pub(crate) fn created(new: &NewSlot<'_>) -> Result {
+    if let Some(old) = new.moved_from() {
+        carry_over(new, old)?;
+    }
+    if new.slot().counters().is_none() && new.kvm().c_consults_counters() {
+        new.alloc_counters()?;
+    }
+    Ok(())
+}
+
+/// A memslot moves: its counters, owners and large page counts go with it.
+///
+/// External adds are in address space 0 only, and KVM's own counts are zero by now: the INVALID
+/// copy has made KVM zap every shadow page of the memslot.
+fn carry_over(new: &NewSlot<'_>, old: &Memslot) -> Result {
+    let kvm = new.kvm();
+    let vm = vm::find(kvm);
+    if vm.is_some_and(|vm| !notifier::all_follow_moves(kvm, vm)) {
+        return Err(EINVAL);
+    }
+    if old.as_id() != 0 {
+        return Ok(());
+    }
+    let (from, to, npages) = (old.base_gfn(), new.slot().base_gfn(), old.npages());
+    if let Some(counters) = old.counters() {
+        if let Some(vm) = vm {
+            vm.owners.relocate(from, to, npages)?;
+        }
+        // Nothing fails from here on.
+        for i in 0..npages {
+            let count = counters.get(from + i);
+            if count != 0 {
+                new.disallow_large_page(to + i, count);
+            }
+        }
+        new.take_counters(old);
+    }
+    if let Some(vm) = vm {
+        notifier::region_moved(vm, from, to, npages);
+    }
+    Ok(())
+}
+
+/// KVM adds one of its own shadow page tables (`__kvm_write_track_add_gfn()`).
+///
+/// C sees to it that every memslot of such a VM has counters. External users leave KVM the 2^14 it
+/// may need, so the count does not overflow.
+#[inline(always)]
+pub(crate) fn kvm_added(mmu: &MmuWrite<'_>, slot: &Memslot, gfn: Gfn) {
+    if let Some(counters) = slot.counters() {
+        counters.set(mmu, gfn, counters.get(gfn).saturating_add(1));
+    }
+    mmu.disallow_large_page(slot, gfn);
+    if mmu.write_protect(slot, gfn) {
+        mmu.flush_tlbs();
+    }
+}
+
+/// KVM removes one of its own shadow page tables (`__kvm_write_track_remove_gfn()`).
+#[inline(always)]
+pub(crate) fn kvm_removed(mmu: &MmuWrite<'_>, slot: &Memslot, gfn: Gfn) {
+    if let Some(counters) = slot.counters() {
+        counters.set(mmu, gfn, counters.get(gfn).saturating_sub(1));
+    }
+    mmu.allow_large_page(slot, gfn);
+}
+
+/// Memory of the counters of a VM, in bytes. Sleeps.
+pub(crate) fn counter_bytes(kvm: &Kvm) -> u64 {
+    let mut bytes = 0;
+    kvm.read_slots()
+        .for_each(|slot| {
+            if slot.counters().is_some() {
+                bytes += slot.npages() * size_of::<u16>() as u64;
+            }
+            Ok(())
+        })
+        // The closure does not fail.
+        .ok();
+    bytes
+}
+
+/// Hands a VM with live notifiers over to C: C must consult the counters from now on. Sleeps.
+///
+/// # Errors
+///
+/// `ENOMEM`.
+pub(crate) fn hand_over(kvm: &Kvm) -> Result {
+    let slots = kvm.read_slots();
+    let locked = slots.lock_arch();
+    slots.for_each(|slot| locked.alloc_counters(slot))?;
+    kvm.set_c_external_enabled(&locked);
+    Ok(())
+}

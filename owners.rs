@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Who owns a count: how often other modules have added each page of a VM.
+//!
+//! The `u16` of a page also holds the counts of KVM's own shadow page tables. External adds are
+//! counted here besides, exactly, so that a remove can never take a count that is KVM's or nobody's,
+//! and events go out for pages that somebody asked for. C does not know the difference.
+//!
+//! Counts change under `mmu_lock` held for write, like the `u16`; memory for them is made before it
+//! is taken ([`Owners::reserve`]).
+
+use crate::kvm::{Gfn, MmuWrite};
+use crate::xa::Xa;
+use kernel::prelude::*;
+use kernel::sync::atomic::{Atomic, Relaxed};
+
+/// How often other modules together may add one page: what a `u16` leaves of KVM's own 2^14.
+///
+/// `KVM_PAGE_TRACK_MAX_USERS` in the C header.
+pub(crate) const MAX_USERS: u16 = u16::MAX - (1 << 14);
+
+/// The entry of a page: its count, and whether it was prepared and so stays when the count is zero.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Entry {
+    count: u16,
+    prepared: bool,
+}
+
+impl Entry {
+    fn from_number(number: usize) -> Self {
+        Self {
+            count: (number >> 1) as u16,
+            prepared: number & 1 != 0,
+        }
+    }
+
+    fn number(self) -> usize {
+        usize::from(self.count) << 1 | usize::from(self.prepared)
+    }
+}
+
+/// External counts of a VM's pages.
+#[pin_data]
+pub(crate) struct Owners {
+    #[pin]
+    pages: Xa,
+    tracked: Atomic<usize>,
+}
+
+impl Owners {
+    /// Nothing tracked.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            pages <- Xa::new(),
+            tracked: Atomic::new(0),
+        })
+    }
+
+    fn load(&self, gfn: Gfn) -> Option<Entry> {
+        self.pages.load(gfn as usize).map(Entry::from_number)
+    }
+
+    /// How often a page has been added. Any context; exact under `mmu_lock`.
+    pub(crate) fn count(&self, gfn: Gfn) -> u16 {
+        self.load(gfn).map_or(0, |entry| entry.count)
+    }
+
+    /// Number of pages that have been added at least once.
+    pub(crate) fn tracked(&self) -> usize {
+        self.tracked.load(Relaxed)
+    }
+
+    /// Makes room for the count of a page. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn reserve(&self, gfn: Gfn) -> Result {
+        let empty = Entry {
+            count: 0,
+            prepared: false,
+        };
+        match self.pages.insert(gfn as usize, empty.number()) {
+            Err(e) if e == EBUSY => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Whether there is room for the count of a page, so that [`Owners::add`] will not fail for
+    /// want of it.
+    pub(crate) fn is_reserved(&self, gfn: Gfn) -> bool {
+        self.load(gfn).is_some()
+    }
+
+    /// Makes the room for the count of a page permanent.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if there is no room.
+    pub(crate) fn keep(&self, _: &MmuWrite<'_>, gfn: Gfn) -> Result {
+        let entry = self.load(gfn).ok_or(ENOMEM)?;
+        self.pages.replace(
+            gfn as usize,
+            Entry {
+                prepared: true,
+                ..entry
+            }
+            .number(),
+        );
+        Ok(())
+    }
+
+    /// Counts one add. Returns how often the page had been added before.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` without room, `EOVERFLOW` at the limit.
+    pub(crate) fn add(&self, _: &MmuWrite<'_>, gfn: Gfn) -> Result<u16> {
+        let entry = self.load(gfn).ok_or(ENOMEM)?;
+        if entry.count >= MAX_USERS {
+            return Err(EOVERFLOW);
+        }
+        let count = entry.count + 1;
+        self.pages
+            .replace(gfn as usize, Entry { count, ..entry }.number());
+        if entry.count == 0 {
+            self.tracked.add(1, Relaxed);
+        }
+        Ok(entry.count)
+    }
+
+    /// Counts one remove.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` if nobody has added the page.
+    pub(crate) fn remove(&self, _: &MmuWrite<'_>, gfn: Gfn) -> Result {
+        let entry = self.load(gfn).ok_or(ENOENT)?;
+        let count = entry.count.checked_sub(1).ok_or(ENOENT)?;
+        if count == 0 {
+            self.tracked.fetch_sub(1, Relaxed);
+        }
+        if count == 0 && !entry.prepared {
+            self.pages.erase(gfn as usize);
+        } else {
+            self.pages
+                .replace(gfn as usize, Entry { count, ..entry }.number());
+        }
+        Ok(())
+    }
+
+    /// Forgets a range of pages: their memslot is gone.
+    ///
+    /// No add or remove of these pages runs: the caller holds `slots_lock` and the range is in no
+    /// memslot.
+    pub(crate) fn forget(&self, base: Gfn, npages: u64) {
+        self.for_range(base, npages, |gfn, entry| {
+            if entry.count != 0 {
+                self.tracked.fetch_sub(1, Relaxed);
+            }
+            self.pages.erase(gfn as usize);
+            Ok(())
+        })
+        // The closure does not fail.
+        .ok();
+    }
+
+    /// Carries the counts of a range of pages to another place, which may overlap.
+    ///
+    /// No add or remove of these pages runs: the caller holds `slots_lock`, and the memslot that
+    /// held the old range has been made INVALID. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`; nothing has changed then.
+    pub(crate) fn relocate(&self, from: Gfn, to: Gfn, npages: u64) -> Result {
+        let mut moving = KVec::new();
+        self.for_range(from, npages, |gfn, entry| {
+            Ok(moving.push((gfn, entry), GFP_KERNEL_ACCOUNT)?)
+        })?;
+        let target = |gfn: Gfn| gfn - from + to;
+
+        // Room first: this is all that can fail.
+        for (done, &(gfn, _)) in moving.iter().enumerate() {
+            if self.reserve(target(gfn)).is_err() {
+                for &(gfn, _) in &moving[..done] {
+                    if !Self::among(&moving, target(gfn)) {
+                        self.pages.erase(target(gfn) as usize);
+                    }
+                }
+                return Err(ENOMEM);
+            }
+        }
+        for &(gfn, entry) in &moving {
+            self.pages.replace(target(gfn) as usize, entry.number());
+        }
+        // An old place stays if a page of the same range has moved there.
+        for &(gfn, _) in &moving {
+            let is_target = (gfn + from)
+                .checked_sub(to)
+                .is_some_and(|source| Self::among(&moving, source));
+            if !is_target {
+                self.pages.erase(gfn as usize);
+            }
+        }
+        Ok(())
+    }
+
+    fn among(sorted: &[(Gfn, Entry)], gfn: Gfn) -> bool {
+        sorted.binary_search_by_key(&gfn, |&(g, _)| g).is_ok()
+    }
+
+    fn for_range(
+        &self,
+        base: Gfn,
+        npages: u64,
+        mut f: impl FnMut(Gfn, Entry) -> Result,
+    ) -> Result {
+        let last = (base + npages - 1) as usize;
+        let mut from = base as usize;
+        while let Some((index, number)) = self.pages.find(from, last) {
+            f(index as Gfn, Entry::from_number(number))?;
+            if index == last {
+                break;
+            }
+            from = index + 1;
+        }
+        Ok(())
+    }
+}

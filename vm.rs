@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the module knows of a VM, and the table of all VMs it knows something of.
+//!
+//! A VM gets an entry with the first add, prepare or register, and loses it when it is destroyed
+//! (`kvm_page_track_cleanup()`) or when the module goes. So whoever has a [`Kvm`] may use the entry
+//! as long.
+
+use crate::kvm::Kvm;
+use crate::memslot;
+use crate::notifier_list::NotifierList;
+use crate::owners::Owners;
+use crate::xa::Xa;
+use core::ptr::NonNull;
+use kernel::prelude::*;
+use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::sync::{global_lock, new_mutex, Mutex};
+
+/// The module's state of one VM.
+#[pin_data]
+pub(crate) struct Vm {
+    /// The VM. Valid as long as the entry is in the table.
+    kvm: NonNull<Kvm>,
+    /// External adds.
+    #[pin]
+    pub(crate) owners: Owners,
+    /// Clients with `track_move_region`; upstream's notifiers are in KVM's own list.
+    #[pin]
+    pub(crate) clients: NotifierList,
+    /// Addresses of the nodes that were registered through us and so pin the module.
+    #[pin]
+    pub(crate) pinned: Mutex<KVec<usize>>,
+    /// Guest writes delivered, each counted once.
+    pub(crate) events: Atomic<u64>,
+    /// The task that is inside a `track_move_region` callback, or 0.
+    mover: Atomic<usize>,
+}
+
+// SAFETY: `kvm` is a pointer to something that any task may use; the rest is `Send`.
+unsafe impl Send for Vm {}
+// SAFETY: As above.
+unsafe impl Sync for Vm {}
+
+/// [`Kvm::key`] to the address of a [`Vm`].
+static TABLE: Xa = Xa::uninit();
+
+global_lock! {
+    // SAFETY: Initialised in `init` before anything else uses it.
+    unsafe(uninit) static TABLE_WRITE: Mutex<()> = ();
+}
+
+/// Number of clients of all VMs.
+static CLIENTS: Atomic<usize> = Atomic::new(0);
+
+/// Sets up the table.
+///
+/// # Safety
+///
+/// To be called once, before anything else of this file.
+pub(crate) unsafe fn init() {
+    // SAFETY: The caller's promise.
+    unsafe {
+        TABLE.init();
+        TABLE_WRITE.init();
+    }
+}
+
+impl Vm {
+    fn new(kvm: &Kvm) -> impl PinInit<Self, Error> + '_ {
+        try_pin_init!(Self {
+            kvm: NonNull::from(kvm),
+            owners <- Owners::new(),
+            clients <- NotifierList::new(),
+            pinned <- new_mutex!(KVec::new()),
+            events: Atomic::new(0),
+            mover: Atomic::new(0),
+        })
+    }
+
+    /// This task is about to call `track_move_region` callbacks. It holds `slots_arch_lock`, so no
+    /// other task of the VM is doing the same.
+    pub(crate) fn enter_move_callbacks(&self) {
+        self.mover.store(current_task(), Relaxed);
+    }
+
+    /// The callbacks are done.
+    pub(crate) fn leave_move_callbacks(&self) {
+        self.mover.store(0, Relaxed);
+    }
+
+    /// Whether this task is in such a callback, hence holds `slots_arch_lock`.
+    pub(crate) fn in_move_callback(&self) -> bool {
+        self.mover.load(Relaxed) == current_task()
+    }
+}
+
+fn current_task() -> usize {
+    kernel::current!().as_ptr() as usize
+}
+
+/// Whether any VM has a client: a cheap first question of the event path.
+pub(crate) fn any_client() -> bool {
+    CLIENTS.load(Relaxed) != 0
+}
+
+/// Counts a client that was registered.
+pub(crate) fn count_client() {
+    CLIENTS.add(1, Relaxed);
+}
+
+/// Counts a client that was unregistered.
+pub(crate) fn uncount_client() {
+    CLIENTS.fetch_sub(1, Relaxed);
+}
+
+/// What the module knows of a VM. Any context.
+pub(crate) fn find(kvm: &Kvm) -> Option<&Vm> {
+    let address = TABLE.load(kvm.key())?;
+    // SAFETY: The table holds addresses from `KBox::into_raw()` in `find_or_create`. An entry is
+    // freed when its VM is destroyed, which cannot be as long as `kvm` is borrowed, or by `clear`
+    // after every user of the module is gone.
+    Some(unsafe { &*(address as *const Vm) })
+}
+
+/// The same, with an entry made if there is none. Sleeps.
+///
+/// # Errors
+///
+/// `ENOMEM`.
+pub(crate) fn find_or_create(kvm: &Kvm) -> Result<&Vm> {
+    if let Some(vm) = find(kvm) {
+        return Ok(vm);
+    }
+    let _write = TABLE_WRITE.lock();
+    if let Some(vm) = find(kvm) {
+        return Ok(vm);
+    }
+    let vm = KBox::pin_init(Vm::new(kvm), GFP_KERNEL_ACCOUNT)?;
+    // SAFETY: The box is not moved out of: it stays behind the raw pointer until `free`.
+    let raw = KBox::into_raw(unsafe { Pin::into_inner_unchecked(vm) });
+    if let Err(e) = TABLE.insert(kvm.key(), raw as usize) {
+        // SAFETY: `raw` comes from `into_raw()` above and nobody else has seen it.
+        unsafe { free(raw as usize) };
+        return Err(e);
+    }
+    find(kvm).ok_or(ENOMEM)
+}
+
+/// Frees an entry.
+///
+/// # Safety
+///
+/// `address` comes from `find_or_create`, and nobody uses the entry or can find it.
+unsafe fn free(address: usize) {
+    // SAFETY: The caller's promise; the box was pinned and is dropped in place.
+    drop(unsafe { Pin::new_unchecked(KBox::from_raw(address as *mut Vm)) });
+}
+
+/// Forgets a VM that is being destroyed.
+pub(crate) fn destroyed(kvm: &Kvm) {
+    let _write = TABLE_WRITE.lock();
+    if let Some(address) = TABLE.load(kvm.key()) {
+        TABLE.erase(kvm.key());
+        // SAFETY: The VM has no users left, so nobody but `for_each` could use the entry, and that
+        // holds the lock.
+        unsafe { free(address) };
+    }
+}
+
+/// Calls `f` for every VM in the table. Sleeps; no VM of the table is destroyed meanwhile.
+pub(crate) fn for_each(mut f: impl FnMut(&Kvm, &Vm) -> Result) -> Result {
+    let _write = TABLE_WRITE.lock();
+    let mut from = 0;
+    while let Some((key, address)) = TABLE.find(from, usize::MAX) {
+        // SAFETY: The entry is in the table and the lock keeps it there; `destroyed` takes the lock
+        // before the VM's memory goes.
+        unsafe {
+            let vm = &*(address as *const Vm);
+            f(vm.kvm.as_ref(), vm)?;
+        }
+        from = key + 1;
+    }
+    Ok(())
+}
+
+/// Frees every entry.
+///
+/// # Safety
+///
+/// Every hook is detached and drained, and no other module can call this one.
+pub(crate) unsafe fn clear() {
+    let _write = TABLE_WRITE.lock();
+    while let Some((key, address)) = TABLE.find(0, usize::MAX) {
+        TABLE.erase(key);
+        // SAFETY: The caller's promise: nobody uses the entry.
+        unsafe { free(address) };
+    }
+}
+
+/// Hands every VM with live notifiers over to C, before a forced unload. Sleeps.
+pub(crate) fn hand_over_all() {
+    for_each(|kvm, vm| {
+        if vm.pinned.lock().is_empty() {
+            return Ok(());
+        }
+        pr_warn!(
+            "unloaded by force while a notifier of the VM of process {} is registered\n",
+            kvm.userspace_pid()
+        );
+        if memslot::hand_over(kvm).is_err() {
+            pr_err!("no memory for its counters: do not add or remove its pages\n");
+        }
+        Ok(())
+    })
+    // The closure does not fail.
+    .ok();
+}
