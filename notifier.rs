@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Notifiers and clients: who is told of guest writes, deleted memslots and moved memslots.
+//!
+//! Upstream's notifiers go into KVM's own list, so that C serves them before insmod and after rmmod;
+//! clients, which can follow a moved memslot, go into ours. One dispatch serves both.
+//!
+//! C source: `arch/x86/kvm/mmu/page_track.c`.
+
+use crate::guard;
+use crate::kvm::{gpa_to_gfn, Gfn, Kvm, Memslot, SlotsRead};
+use crate::memslot;
+use crate::module_pin::ModulePin;
+use crate::notifier_list::{Client, KvmNotifiers, Node, Written};
+use crate::vm::{self, Vm};
+use kernel::prelude::*;
+use kernel::sync::atomic::Relaxed;
+
+/// What every registration checks first.
+fn check(kvm: &Kvm) -> Result {
+    if !kvm.mm_is_current() {
+        return Err(ESRCH);
+    }
+    if !kvm.can_track() {
+        return Err(EOPNOTSUPP);
+    }
+    Ok(())
+}
+
+/// Registers one of upstream's notifiers (`kvm_page_track_register_notifier()`). Sleeps.
+///
+/// Pins the VM and the module. Allocates no counters.
+///
+/// # Errors
+///
+/// `ESRCH`, `EOPNOTSUPP`, `EAGAIN`, `ENOMEM`, `EEXIST`.
+pub(crate) fn register(kvm: &Kvm, node: &Node) -> Result {
+    check(kvm)?;
+    let pin = ModulePin::get()?;
+    let vm = vm::find_or_create(kvm)?;
+    let mut pinned = vm.pinned.lock();
+    pinned.reserve(1, GFP_KERNEL_ACCOUNT)?;
+    if !KvmNotifiers::of(kvm).insert(node, &kvm.lock_mmu()) {
+        return Err(EEXIST);
+    }
+    pinned.push_within_capacity(node.address())?;
+    kvm.get();
+    pin.keep();
+    Ok(())
+}
+
+/// Unregisters a notifier, whoever registered it (`kvm_page_track_unregister_notifier()`).
+///
+/// When it returns no callback of it runs. Sleeps; not to be called from a callback. A notifier that
+/// is not registered is ignored.
+pub(crate) fn unregister(kvm: &Kvm, node: &Node) {
+    let notifiers = KvmNotifiers::of(kvm);
+    // What C registered before insmod has no pin of ours, but a reference to the VM all the same.
+    let mut pin = None;
+    {
+        let mut pinned = vm::find(kvm).map(|vm| vm.pinned.lock());
+        if !notifiers.remove(node, &kvm.lock_mmu()) {
+            return;
+        }
+        if let Some(list) = pinned.as_mut() {
+            if let Some(i) = list.iter().position(|&address| address == node.address()) {
+                // It is there, so this does not fail.
+                list.remove(i).ok();
+                // SAFETY: The registration kept a pin, and its record has just been taken out.
+                pin = Some(unsafe { ModulePin::take_back() });
+            }
+        }
+    }
+    notifiers.synchronize();
+    // SAFETY: Registering took a reference, here or in C, and the node has been taken out by us and
+    // nobody else. `kvm` is not used afterwards.
+    unsafe { kvm.put() };
+    drop(pin);
+}
+
+/// Registers a client (`kvm_page_track_register_client()`). Sleeps.
+///
+/// # Errors
+///
+/// As [`register`].
+pub(crate) fn register_client(kvm: &Kvm, client: &Client) -> Result {
+    check(kvm)?;
+    let pin = ModulePin::get()?;
+    let vm = vm::find_or_create(kvm)?;
+    if !vm.clients.insert(client, &kvm.lock_mmu()) {
+        return Err(EEXIST);
+    }
+    vm::count_client();
+    kvm.get();
+    pin.keep();
+    Ok(())
+}
+
+/// Unregisters a client (`kvm_page_track_unregister_client()`). As [`unregister`].
+pub(crate) fn unregister_client(kvm: &Kvm, client: &Client) {
+    let Some(vm) = vm::find(kvm) else { return };
+    if !vm.clients.remove(client, &kvm.lock_mmu()) {
+        return;
+    }
+    vm::uncount_client();
+    vm.clients.synchronize();
+    // SAFETY: Registering took a reference and kept a pin, and the client has just been taken out.
+    // Neither `kvm` nor `vm` is used afterwards.
+    unsafe {
+        kvm.put();
+        drop(ModulePin::take_back());
+    }
+}
+
+/// Tells notifiers and clients of a guest write that was emulated (`__kvm_page_track_write()`).
+///
+/// Only writes to pages that somebody outside KVM has added are told: C tells every notifier of
+/// every emulated write. May sleep if the callbacks do.
+#[inline]
+pub(crate) fn write_emulated(kvm: &Kvm, slots: &SlotsRead<'_>, written: &Written) {
+    let notifiers = KvmNotifiers::of(kvm);
+    if notifiers.is_empty() && !vm::any_client() {
+        return;
+    }
+    let gfn = gpa_to_gfn(written.gpa());
+    if memslot::count(slots, gfn) != 0 {
+        deliver(kvm, &notifiers, gfn, written);
+    }
+}
+
+#[cold]
+fn deliver(kvm: &Kvm, notifiers: &KvmNotifiers<'_>, gfn: Gfn, written: &Written) {
+    let _guard = guard::enter();
+    // Pages that C added before insmod have no owner known to us, nor has their VM an entry.
+    let from_c = kvm.c_external_enabled();
+    let vm = if from_c {
+        vm::find_or_create(kvm).ok()
+    } else {
+        vm::find(kvm)
+    };
+    if !from_c && vm.is_none_or(|vm| vm.owners.count(gfn) == 0) {
+        return;
+    }
+    let mut told = false;
+    notifiers.for_each(|node| {
+        node.track_write(written);
+        told = true;
+    });
+    if let Some(vm) = vm {
+        vm.clients.read().for_each(|client| {
+            client.node().track_write(written);
+            told = true;
+        });
+        if told {
+            vm.events.add(1, Relaxed);
+        }
+    }
+}
+
+/// Tells notifiers and clients that a memslot was deleted (`kvm_page_track_delete_slot()`), and
+/// forgets who had added its pages. Called with `slots_lock` held; may sleep.
+pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
+    let notifiers = KvmNotifiers::of(kvm);
+    let vm = vm::find(kvm);
+    if notifiers.is_empty() && vm.is_none() {
+        return;
+    }
+    let _guard = guard::enter();
+    let (base, npages) = (slot.base_gfn(), slot.npages());
+    if let (Some(vm), 0) = (vm, slot.as_id()) {
+        vm.owners.forget(base, npages);
+    }
+    notifiers.for_each(|node| node.track_remove_region(base, npages));
+    if let Some(vm) = vm {
+        vm.clients
+            .read()
+            .for_each(|client| client.node().track_remove_region(base, npages));
+    }
+}
+
+/// Whether everybody who is told of events can follow a moved memslot.
+///
+/// KVM itself refuses moves while its own list is not empty.
+pub(crate) fn all_follow_moves(kvm: &Kvm, vm: &Vm) -> bool {
+    let mut all = KvmNotifiers::of(kvm).is_empty();
+    vm.clients
+        .read()
+        .for_each(|client| all &= client.follows_moves());
+    all
+}
+
+/// Tells clients that a memslot moves. Called with `slots_lock` and `slots_arch_lock` held.
+pub(crate) fn region_moved(vm: &Vm, from: Gfn, to: Gfn, npages: u64) {
+    vm.enter_move_callbacks();
+    vm.clients
+        .read()
+        .for_each(|client| client.track_move_region(from, to, npages));
+    vm.leave_move_callbacks();
+}
+
+/// Number of notifiers and clients of a VM.
+pub(crate) fn count(kvm: &Kvm, vm: &Vm) -> usize {
+    let mut n = 0;
+    KvmNotifiers::of(kvm).for_each(|_| n += 1);
+    vm.clients.read().for_each(|_| n += 1);
+    n
+}
