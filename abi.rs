@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The C ABI: what `include/kvm_page_track.h` declares and `exports.c` exports.
+//!
+//! Checks pointers and the mode, makes views of them, and turns errors into numbers.
+
+use crate::bindings;
+use crate::kvm::{Gfn, Kvm, Memslot};
+use crate::notifier_list::Client;
+use crate::{notifier, tracker};
+use core::ptr::NonNull;
+use kernel::error::from_result;
+use kernel::ffi::{c_int, c_uint, c_ulong};
+use kernel::prelude::*;
+
+/// `KVM_PAGE_TRACK_WRITE`.
+pub(crate) const WRITE: c_uint = bindings::kvm_page_track_mode_KVM_PAGE_TRACK_WRITE;
+
+const _: () = assert!(bindings::KVM_PAGE_TRACK_MAX_USERS == crate::owners::MAX_USERS as c_uint);
+
+/// Checks the two arguments that most functions share.
+///
+/// # Safety
+///
+/// `kvm` is NULL or a VM that is kept alive as long as `'a`.
+unsafe fn check<'a>(kvm: *mut bindings::kvm, mode: c_uint) -> Result<&'a Kvm> {
+    let kvm = NonNull::new(kvm).ok_or(EINVAL)?;
+    if mode != WRITE {
+        return Err(EINVAL);
+    }
+    // SAFETY: The caller's promise.
+    Ok(unsafe { Kvm::from_ptr(kvm) })
+}
+
+/// See the C header.
+///
+/// # Safety
+///
+/// `kvm` is NULL or a VM that the caller keeps alive.
+#[no_mangle]
+pub(crate) unsafe extern "C" fn kvm_page_track_add_page(
+    kvm: *mut bindings::kvm,
+    gfn: Gfn,
+    mode: c_uint,
+) -> c_int {
+    from_result(|| {
+        // SAFETY: The caller's promise.
+        let kvm = unsafe { check(kvm, mode) }?;
+        tracker::add(kvm, gfn).map(|()| 0)
+    })
+}
+
+/// See the C header.
+///
+/// # Safety
+///
+/// As [`kvm_page_track_add_page`].
+#[no_mangle]
+pub(crate) unsafe extern "C" fn kvm_page_track_remove_page(
+    kvm: *mut bindings::kvm,
+    gfn: Gfn,
+    mode: c_uint,
+) -> c_int {
+    from_result(|| {
+        // SAFETY: The caller's promise.
+        let kvm = unsafe { check(kvm, mode) }?;
+        tracker::remove(kvm, gfn).map(|()| 0)
+    })
+}
+
+/// See the C header.
+///
+/// # Safety
+///
+/// As [`kvm_page_track_add_page`].
+#[no_mangle]
+unsafe extern "C" fn kvm_page_track_prepare(
+    kvm: *mut bindings::kvm,
+    gfn: Gfn,
+    nr: c_ulong,
+) -> c_int {
+    from_result(|| {
+        // SAFETY: The caller's promise.
+        let kvm = unsafe { check(kvm, WRITE) }?;
+        tracker::prepare(kvm, gfn, nr as u64).map(|()| 0)
+    })
+}
+
+/// See the C header.
+///
+/// # Safety
+///
+/// As [`kvm_page_track_add_page`]; `mmu_lock` is held for write, in a `kvm->srcu` read section in
+/// which `slot` (or NULL) was looked up.
+#[no_mangle]
+unsafe extern "C" fn kvm_slot_page_track_add_page(
+    kvm: *mut bindings::kvm,
+    slot: *mut bindings::kvm_memory_slot,
+    gfn: Gfn,
+    mode: c_uint,
+) -> c_int {
+    from_result(|| {
+        let slot = NonNull::new(slot).ok_or(EINVAL)?;
+        // SAFETY: The caller's promise.
+        let (kvm, slot) = unsafe { (check(kvm, mode)?, Memslot::from_ptr(slot)) };
+        // SAFETY: The caller's promise.
+        let (slots, mmu) = unsafe { (kvm.assume_slots_read(), kvm.assume_mmu_locked()) };
+        tracker::add_to_slot(kvm, &slots, &mmu, slot, gfn).map(|()| 0)
+    })
+}
+
+/// See the C header.
+///
+/// # Safety
+///
+/// As [`kvm_slot_page_track_add_page`].
+#[no_mangle]
+unsafe extern "C" fn kvm_slot_page_track_remove_page(
+    kvm: *mut bindings::kvm,
+    slot: *mut bindings::kvm_memory_slot,
+    gfn: Gfn,
+    mode: c_uint,
+) -> c_int {
+    from_result(|| {
+        let slot = NonNull::new(slot).ok_or(EINVAL)?;
+        // SAFETY: The caller's promise.
+        let (kvm, slot) = unsafe { (check(kvm, mode)?, Memslot::from_ptr(slot)) };
+        // SAFETY: The caller's promise.
+        let mmu = unsafe { kvm.assume_mmu_locked() };
+        tracker::remove_from_slot(kvm, &mmu, slot, gfn).map(|()| 0)
+    })
+}
+
+/// See the C header.
+///
+/// # Safety
+///
+/// As [`kvm_page_track_add_page`]; `client` is NULL or stays valid until it is unregistered.
+#[no_mangle]
+unsafe extern "C" fn kvm_page_track_register_client(
+    kvm: *mut bindings::kvm,
+    client: *mut bindings::kvm_page_track_client,
+) -> c_int {
+    from_result(|| {
+        let client = NonNull::new(client).ok_or(EINVAL)?;
+        // SAFETY: The caller's promise.
+        let (kvm, client) = unsafe { (check(kvm, WRITE)?, Client::from_ptr(client)) };
+        notifier::register_client(kvm, client).map(|()| 0)
+    })
+}
+
+/// See the C header.
+///
+/// # Safety
+///
+/// As [`kvm_page_track_register_client`].
+#[no_mangle]
+unsafe extern "C" fn kvm_page_track_unregister_client(
+    kvm: *mut bindings::kvm,
+    client: *mut bindings::kvm_page_track_client,
+) {
+    if let (Some(kvm), Some(client)) = (NonNull::new(kvm), NonNull::new(client)) {
+        // SAFETY: The caller's promise.
+        let (kvm, client) = unsafe { (Kvm::from_ptr(kvm), Client::from_ptr(client)) };
+        notifier::unregister_client(kvm, client);
+    }
+}

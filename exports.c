@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The symbols other modules link against.  The bodies are in abi.rs; their
+ * prototypes come from the header that clients use.
+ */
+#include <linux/export.h>
+
+#include <kvm_page_track.h>
+
+EXPORT_SYMBOL_GPL(kvm_page_track_add_page);
+EXPORT_SYMBOL_GPL(kvm_page_track_remove_page);
+EXPORT_SYMBOL_GPL(kvm_page_track_prepare);
+EXPORT_SYMBOL_GPL(kvm_slot_page_track_add_page);
+EXPORT_SYMBOL_GPL(kvm_slot_page_track_remove_page);
+EXPORT_SYMBOL_GPL(kvm_page_track_register_client);
+EXPORT_SYMBOL_GPL(kvm_page_track_unregister_client);

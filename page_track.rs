@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! kvm_page_track: write tracking of KVM guest pages, beside a stock `kvm.ko`.
+//!
+//! ```text
+//! kvm.ko  --jump-->  mmu_hooks  -->  memslot   the u16 counters, asked by the fault path
+//!                               -->  notifier  events: guest writes, memslots deleted and moved
+//!                               -->  tracker   adds and removes of other modules
+//! other modules  -->  abi       -->  tracker, notifier
+//! ```
+//!
+//! [`owners`] knows which counts are not KVM's, [`vm`] what belongs to which VM. The edges to C are
+//! [`kvm`], [`notifier_list`], [`xa`], [`guard`], [`module_pin`], [`ftrace`], [`kvm_symbols`],
+//! [`kvm_functions`], [`mmu_hooks`] and [`abi`]; everything else is safe code.
+
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod abi;
+mod bindings;
+mod debugfs;
+mod ftrace;
+mod guard;
+mod kvm;
+mod kvm_functions;
+mod kvm_symbols;
+mod memslot;
+mod mmu_hooks;
+mod module_pin;
+mod notifier;
+mod notifier_list;
+mod owners;
+mod tracker;
+mod vm;
+mod xa;
+
+use kernel::debugfs::Dir;
+use kernel::prelude::*;
+
+module! {
+    type: PageTrack,
+    name: "kvm_page_track",
+    authors: ["The kvm-page-track authors"],
+    description: "KVM guest page tracking beside a stock kvm.ko",
+    license: "GPL",
+}
+
+/// The module while it is loaded: attached from insmod to rmmod.
+struct PageTrack {
+    files: Option<Pin<KBox<debugfs::DebugFs>>>,
+    dir: Option<Dir>,
+}
+
+impl kernel::Module for PageTrack {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        // SAFETY: Module init runs once, and this is its first statement.
+        unsafe { vm::init() };
+        kvm_functions::connect()?;
+        mmu_hooks::attach()?;
+        let dir = Dir::new(c"kvm_page_track");
+        // The files are there to look at; the module works without them.
+        let files = KBox::pin_init(debugfs::DebugFs::new(&dir), GFP_KERNEL).ok();
+        pr_info!(
+            "attached to kvm.ko: {} functions replaced, external write tracking built in\n",
+            mmu_hooks::all().len()
+        );
+        Ok(Self {
+            files,
+            dir: Some(dir),
+        })
+    }
+}
+
+impl Drop for PageTrack {
+    fn drop(&mut self) {
+        self.files = None;
+        self.dir = None;
+        // Only a forced unload finds live notifiers. C serves them from here on.
+        vm::hand_over_all();
+        mmu_hooks::detach();
+        // SAFETY: Every hook is detached and drained, and a module that uses our symbols would have
+        // kept us from being unloaded.
+        unsafe { vm::clear() };
+        pr_info!("detached from kvm.ko: the C tracker has taken over\n");
+    }
+}
