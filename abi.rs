@@ -104,8 +104,8 @@ unsafe extern "C" fn kvm_slot_page_track_add_page(
         // SAFETY: The caller's promise.
         let (kvm, slot) = unsafe { (check(kvm, mode)?, Memslot::from_ptr(slot)) };
         // SAFETY: The caller's promise.
-        let (slots, mmu) = unsafe { (kvm.assume_slots_read(), kvm.assume_mmu_locked()) };
-        tracker::add_to_slot(kvm, &slots, &mmu, slot, gfn).map(|()| 0)
+        let (slots, mmu) = unsafe { (kvm.assume_slots(), kvm.assume_mmu_locked()) };
+        tracker::add_to_slot(slots, &mmu, slot, gfn).map(|()| 0)
     })
 }
 

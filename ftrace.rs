@@ -10,6 +10,7 @@
 
 use crate::bindings;
 use crate::kvm_symbols::Symbol;
+use kernel::error::to_result;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::types::Opaque;
@@ -109,8 +110,4 @@ impl Jump {
         self.address.store(0, Relaxed);
         Ok(())
     }
-}
-
-fn to_result(err: kernel::ffi::c_int) -> Result {
-    kernel::error::to_result(err).map(|_| ())
 }

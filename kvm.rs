@@ -3,8 +3,8 @@
 //! Safe views of KVM's structures.
 //!
 //! [`Kvm`] is a VM, [`Memslot`] one of its memslots, [`Counters`] the `u16` write-track counters of
-//! a memslot. What may be done when is carried by tokens: [`SlotsRead`] (memslots can be looked up
-//! and stay valid), [`SlotsArchLocked`] (the arch part of memslots can be written) and [`MmuWrite`]
+//! a memslot. What may be done when is carried by tokens: [`Slots`] (memslots can be looked up and
+//! stay valid), [`SlotsArchLocked`] (the arch part of memslots can be written) and [`MmuWrite`]
 //! (`mmu_lock` held for write: counters can change).
 //!
 //! C headers: `include/linux/kvm_host.h`, `arch/x86/include/asm/kvm_host.h`.
@@ -13,7 +13,7 @@ use crate::bindings;
 use core::marker::PhantomData;
 use core::ptr::{addr_of, addr_of_mut, NonNull};
 use kernel::prelude::*;
-use kernel::sync::atomic::{atomic_load, atomic_store, Acquire, Relaxed, Release};
+use kernel::sync::atomic::{atomic_store, Relaxed, Release};
 use kernel::types::{NotThreadSafe, Opaque};
 
 /// Guest frame number: a guest physical address in units of 4 KiB.
@@ -25,6 +25,20 @@ pub(crate) type Gpa = u64;
 /// The frame that holds a guest physical address.
 pub(crate) const fn gpa_to_gfn(gpa: Gpa) -> Gfn {
     gpa >> 12
+}
+
+/// Loads a value that others may store to, once (`READ_ONCE()`).
+///
+/// An instruction, where the kernel crate's atomics are a function call. Volatile loads keep their
+/// order, and so do loads on x86, the only architecture of this module: it serves as an acquire.
+///
+/// # Safety
+///
+/// `ptr` is valid for reads, and writers store the whole value at once.
+#[inline(always)]
+unsafe fn read_once<T: Copy>(ptr: *const T) -> T {
+    // SAFETY: The caller's promise.
+    unsafe { ptr.read_volatile() }
 }
 
 /// A VM (`struct kvm`).
@@ -113,10 +127,9 @@ impl Kvm {
     pub(crate) fn c_external_enabled(&self) -> bool {
         // SAFETY: By the type invariant; C reads and writes the flag with acquire and release.
         unsafe {
-            atomic_load(
-                addr_of_mut!((*self.as_ptr()).arch.external_write_tracking_enabled),
-                Acquire,
-            )
+            read_once(addr_of!(
+                (*self.as_ptr()).arch.external_write_tracking_enabled
+            ))
         }
     }
 
@@ -152,14 +165,8 @@ impl Kvm {
         // so it can be read at any time; `as_id` comes from a memslot, hence is in bounds, and is
         // masked so that this holds without trusting it.
         unsafe {
-            let set = atomic_load(
-                addr_of_mut!((*self.as_ptr()).memslots[usize::from(as_id & 1)]),
-                Acquire,
-            );
-            atomic_load(addr_of_mut!((*set).generation), Acquire)
-                >> bindings::KPT_UPDATE_IN_PROGRESS_BIT
-                & 1
-                != 0
+            let set = read_once(addr_of!((*self.as_ptr()).memslots[usize::from(as_id & 1)]));
+            read_once(addr_of!((*set).generation)) >> bindings::KPT_UPDATE_IN_PROGRESS_BIT & 1 != 0
         }
     }
 
@@ -168,11 +175,8 @@ impl Kvm {
     fn has_no_slots(&self, as_id: u16) -> bool {
         // SAFETY: As in `update_in_progress`; the root pointer is only compared.
         unsafe {
-            let set = atomic_load(
-                addr_of_mut!((*self.as_ptr()).memslots[usize::from(as_id & 1)]),
-                Acquire,
-            );
-            atomic_load(addr_of_mut!((*set).gfn_tree.rb_node), Relaxed).is_null()
+            let set = read_once(addr_of!((*self.as_ptr()).memslots[usize::from(as_id & 1)]));
+            read_once(addr_of!((*set).gfn_tree.rb_node)).is_null()
         }
     }
 
@@ -181,24 +185,19 @@ impl Kvm {
         SlotsRead {
             kvm: self,
             // SAFETY: By the type invariant.
-            idx: Some(unsafe { bindings::kpt_slots_read_lock(self.as_ptr()) }),
+            idx: unsafe { bindings::kpt_slots_read_lock(self.as_ptr()) },
             _not_send: NotThreadSafe,
         }
     }
 
-    /// The same right to look up memslots for a caller that is in a `kvm->srcu` read section, or
-    /// holds `slots_lock`, already.
+    /// The right to look up memslots, for a caller that has it already.
     ///
     /// # Safety
     ///
-    /// The caller is, and stays so until the token is dropped.
+    /// The caller is in a `kvm->srcu` read section, or holds `slots_lock`, as long as `'a`.
     #[inline(always)]
-    pub(crate) unsafe fn assume_slots_read(&self) -> SlotsRead<'_> {
-        SlotsRead {
-            kvm: self,
-            idx: None,
-            _not_send: NotThreadSafe,
-        }
+    pub(crate) unsafe fn assume_slots<'a>(&'a self) -> Slots<'a> {
+        Slots { kvm: self }
     }
 
     /// Takes `mmu_lock` for write. Does not sleep (it does on PREEMPT_RT).
@@ -227,21 +226,53 @@ impl Kvm {
     }
 }
 
-/// The right to look up memslots: a `kvm->srcu` read section, or `slots_lock`.
+/// A `kvm->srcu` read section.
 pub(crate) struct SlotsRead<'k> {
     kvm: &'k Kvm,
-    idx: Option<i32>,
+    idx: i32,
     _not_send: NotThreadSafe,
 }
 
-impl<'k> SlotsRead<'k> {
-    /// Finds the memslot of an address space that holds `gfn`.
+impl SlotsRead<'_> {
+    /// The right that it gives.
+    pub(crate) fn slots(&self) -> Slots<'_> {
+        Slots { kvm: self.kvm }
+    }
+}
+
+impl Drop for SlotsRead<'_> {
+    fn drop(&mut self) {
+        // SAFETY: `idx` is from the matching `kpt_slots_read_lock()`.
+        unsafe { bindings::kpt_slots_read_unlock(self.kvm.as_ptr(), self.idx) };
+    }
+}
+
+/// The right to look up memslots.
+///
+/// # Invariants
+///
+/// This task is in a `kvm->srcu` read section, or holds `slots_lock`, as long as `'a`.
+#[derive(Clone, Copy)]
+pub(crate) struct Slots<'a> {
+    kvm: &'a Kvm,
+}
+
+impl<'a> Slots<'a> {
+    /// The VM.
     #[inline(always)]
-    pub(crate) fn find(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
-        if self.kvm.has_no_slots(as_id) {
-            return None;
-        }
-        // SAFETY: `self` proves that memslots found stay allocated as long as it is borrowed.
+    pub(crate) fn kvm(self) -> &'a Kvm {
+        self.kvm
+    }
+
+    /// Whether an address space has any memslot: a cheap question before [`Slots::find`].
+    #[inline(always)]
+    pub(crate) fn may_have(self, as_id: u16) -> bool {
+        !self.kvm.has_no_slots(as_id)
+    }
+
+    /// Finds the memslot of an address space that holds `gfn`.
+    pub(crate) fn find(self, as_id: u16, gfn: Gfn) -> Option<&'a Memslot> {
+        // SAFETY: By the type invariant memslots found stay allocated as long as `'a`.
         unsafe {
             bindings::kpt_find_slot(self.kvm.as_ptr(), i32::from(as_id), gfn)
                 .cast::<Memslot>()
@@ -250,11 +281,11 @@ impl<'k> SlotsRead<'k> {
     }
 
     /// Calls `f` for every memslot of every address space until it fails.
-    pub(crate) fn for_each(&self, mut f: impl FnMut(&Memslot) -> Result) -> Result {
+    pub(crate) fn for_each(self, mut f: impl FnMut(&Memslot) -> Result) -> Result {
         let kvm = self.kvm.as_ptr();
         for as_id in 0..self.kvm.address_spaces() {
-            // SAFETY: As in `find`. The set of memslots that is walked is not written while
-            // a read section is open or `slots_lock` is held.
+            // SAFETY: As in `find`. An active set of memslots is not written: KVM changes the
+            // inactive one and makes it active.
             let mut slot = unsafe { bindings::kpt_first_slot(kvm, i32::from(as_id)) };
             // SAFETY: As above.
             while let Some(s) = unsafe { slot.cast::<Memslot>().as_ref() } {
@@ -267,27 +298,21 @@ impl<'k> SlotsRead<'k> {
     }
 
     /// Takes `slots_arch_lock`. Sleeps.
-    pub(crate) fn lock_arch(&self) -> SlotsArchLocked<'_> {
+    pub(crate) fn lock_arch(self) -> SlotsArchLocked<'a> {
         // SAFETY: By the invariant of `Kvm`; the lock order `slots_lock` > `srcu` >
-        // `slots_arch_lock` is kept by taking it out of a `SlotsRead`.
+        // `slots_arch_lock` is kept by taking it out of a `Slots`.
         unsafe { bindings::kpt_slots_arch_lock(self.kvm.as_ptr()) };
-        SlotsArchLocked { slots: self }
-    }
-}
-
-impl Drop for SlotsRead<'_> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        if let Some(idx) = self.idx {
-            // SAFETY: `idx` is from the matching `kpt_slots_read_lock()`.
-            unsafe { bindings::kpt_slots_read_unlock(self.kvm.as_ptr(), idx) };
+        SlotsArchLocked {
+            slots: self,
+            _not_send: NotThreadSafe,
         }
     }
 }
 
 /// `slots_arch_lock` held: the active memslots are not replaced, their arch part may be written.
 pub(crate) struct SlotsArchLocked<'s> {
-    slots: &'s SlotsRead<'s>,
+    slots: Slots<'s>,
+    _not_send: NotThreadSafe,
 }
 
 impl SlotsArchLocked<'_> {
@@ -366,7 +391,7 @@ impl Drop for MmuWrite<'_> {
 ///
 /// # Invariants
 ///
-/// Points to an allocated memslot, kept so by a [`SlotsRead`] or by the C caller's locks. The
+/// Points to an allocated memslot, kept so by a [`Slots`] or by the C caller's locks. The
 /// counters it has, if any, are an array of `npages` elements.
 #[repr(transparent)]
 pub(crate) struct Memslot(Opaque<bindings::kvm_memory_slot>);
@@ -432,7 +457,7 @@ impl Memslot {
     #[inline(always)]
     pub(crate) fn counters(&self) -> Option<Counters<'_>> {
         // SAFETY: The field is valid by the type invariant; it is published with release.
-        let array = unsafe { atomic_load(self.counters_field(), Acquire) };
+        let array = unsafe { read_once(self.counters_field()) };
         Some(Counters {
             array: NonNull::new(array)?,
             base_gfn: self.base_gfn(),
@@ -450,7 +475,7 @@ impl Memslot {
         if array.is_null() {
             return Err(ENOMEM);
         }
-        // Pairs with the acquire in `counters`: who sees the array sees it zeroed.
+        // Pairs with the load in `counters`: who sees the array sees it zeroed.
         // SAFETY: The field is valid by the type invariant. KVM frees the array with vfree().
         unsafe { atomic_store(self.counters_field(), array.cast(), Release) };
         Ok(())
@@ -483,7 +508,7 @@ impl Counters<'_> {
         match self.at(gfn) {
             // SAFETY: `at` returns valid pointers; every access to a count is a single load or
             // store, here as in C.
-            Some(count) => unsafe { count.read_volatile() },
+            Some(count) => unsafe { read_once(count) },
             None => 0,
         }
     }
@@ -562,7 +587,7 @@ impl<'a> NewSlot<'a> {
         // but the holder of `slots_lock`, and both arrays have the same length: a move does not
         // change the size of a memslot.
         unsafe {
-            let array = atomic_load(old.counters_field(), Acquire);
+            let array = read_once(old.counters_field());
             atomic_store(self.slot.counters_field(), array, Release);
             atomic_store(old.counters_field(), core::ptr::null_mut(), Relaxed);
         }

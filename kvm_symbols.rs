@@ -37,8 +37,7 @@ impl Symbol {
 pub(crate) fn resolve(symbols: &[Symbol]) -> Result<KVec<usize>> {
     let mut addresses = KVec::with_capacity(symbols.len(), GFP_KERNEL)?;
     let mut probes: KVec<bindings::kprobe> = KVec::with_capacity(symbols.len(), GFP_KERNEL)?;
-    let mut pointers: KVec<*mut bindings::kprobe> =
-        KVec::with_capacity(symbols.len(), GFP_KERNEL)?;
+    let mut pointers: KVec<*mut bindings::kprobe> = KVec::with_capacity(symbols.len(), GFP_KERNEL)?;
     let mut result = Ok(());
     for symbol in symbols {
         // SAFETY: All zeroes is what C gives `register_kprobe()` besides the two fields set here.

@@ -8,7 +8,7 @@
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `kvm_alloc_memslot_metadata()` in `x86.c`.
 
-use crate::kvm::{Gfn, Kvm, Memslot, MmuWrite, NewSlot, SlotsRead};
+use crate::kvm::{Gfn, Kvm, Memslot, MmuWrite, NewSlot, Slots};
 use crate::{notifier, vm};
 use kernel::prelude::*;
 
@@ -16,45 +16,38 @@ use kernel::prelude::*;
 ///
 /// The hot reader: every write fault and every SPTE made writable asks. Loads and compares only.
 #[inline(always)]
-pub(crate) fn is_write_tracked(
-    kvm: &Kvm,
-    slots: &SlotsRead<'_>,
-    slot: Option<&Memslot>,
-    gfn: Gfn,
-) -> bool {
+pub(crate) fn is_write_tracked(slots: Slots<'_>, slot: Option<&Memslot>, gfn: Gfn) -> bool {
     let Some(slot) = slot else { return false };
+    let as_id = slot.as_id();
     match slot.counters() {
-        Some(counters) => {
-            if counters.get(gfn) != 0 {
-                return true;
-            }
-        }
-        None => {
-            if replaced_and_tracked(kvm, slots, slot, gfn) {
-                return true;
-            }
-        }
+        Some(counters) if counters.get(gfn) != 0 => return true,
+        // A vCPU may still hold the copy of a memslot from before a flags-only change, without
+        // counters, while an add has given counters to the new copy. Only then is the memslot
+        // looked up again.
+        None if slots.kvm().update_in_progress(as_id) => return tracked_in_any(slots, gfn),
+        _ => (),
     }
     // A page tracked through one address space is tracked in the other as well.
+    slots.may_have(as_id ^ 1) && tracked_in(slots, as_id ^ 1, gfn)
+}
+
+/// Whether the memslot that an address space has for a page now counts it.
+#[inline(never)]
+fn tracked_in(slots: Slots<'_>, as_id: u16, gfn: Gfn) -> bool {
     slots
-        .find(slot.as_id() ^ 1, gfn)
+        .find(as_id, gfn)
         .and_then(Memslot::counters)
         .is_some_and(|counters| counters.get(gfn) != 0)
 }
 
-/// A vCPU may still hold the copy of a memslot from before a flags-only change, without counters,
-/// while an add has given counters to the new copy. Only then is the memslot looked up again.
-#[inline(always)]
-fn replaced_and_tracked(kvm: &Kvm, slots: &SlotsRead<'_>, slot: &Memslot, gfn: Gfn) -> bool {
-    kvm.update_in_progress(slot.as_id())
-        && slots
-            .find(slot.as_id(), gfn)
-            .and_then(Memslot::counters)
-            .is_some_and(|counters| counters.get(gfn) != 0)
+#[cold]
+#[inline(never)]
+fn tracked_in_any(slots: Slots<'_>, gfn: Gfn) -> bool {
+    tracked_in(slots, 0, gfn) || tracked_in(slots, 1, gfn)
 }
 
 /// The count of a page in address space 0, where external adds go.
-pub(crate) fn count(slots: &SlotsRead<'_>, gfn: Gfn) -> u16 {
+pub(crate) fn count(slots: Slots<'_>, gfn: Gfn) -> u16 {
     slots
         .find(0, gfn)
         .and_then(Memslot::counters)
@@ -72,8 +65,8 @@ pub(crate) fn ensure_counters(kvm: &Kvm, gfn: Gfn) -> Result {
         // This very task holds `slots_arch_lock`.
         return Err(EAGAIN);
     }
-    let slots = kvm.read_slots();
-    let locked = slots.lock_arch();
+    let section = kvm.read_slots();
+    let locked = section.slots().lock_arch();
     // Looked up under the lock: a flags-only change copies the arch part under it.
     let slot = locked.find(0, gfn).ok_or(EINVAL)?;
     if slot.is_invalid() {
@@ -160,6 +153,7 @@ pub(crate) fn kvm_removed(mmu: &MmuWrite<'_>, slot: &Memslot, gfn: Gfn) {
 pub(crate) fn counter_bytes(kvm: &Kvm) -> u64 {
     let mut bytes = 0;
     kvm.read_slots()
+        .slots()
         .for_each(|slot| {
             if slot.counters().is_some() {
                 bytes += slot.npages() * size_of::<u16>() as u64;
@@ -177,9 +171,11 @@ pub(crate) fn counter_bytes(kvm: &Kvm) -> u64 {
 ///
 /// `ENOMEM`.
 pub(crate) fn hand_over(kvm: &Kvm) -> Result {
-    let slots = kvm.read_slots();
-    let locked = slots.lock_arch();
-    slots.for_each(|slot| locked.alloc_counters(slot))?;
+    let section = kvm.read_slots();
+    let locked = section.slots().lock_arch();
+    section
+        .slots()
+        .for_each(|slot| locked.alloc_counters(slot))?;
     kvm.set_c_external_enabled(&locked);
     Ok(())
 }

@@ -88,8 +88,8 @@ unsafe extern "C" fn cleanup(kvm: &Kvm) {
 /// KVM's arguments; the caller is in a `kvm->srcu` read section or holds `slots_lock`.
 unsafe extern "C" fn gfn_is_write_tracked(kvm: &Kvm, slot: Option<&Memslot>, gfn: Gfn) -> bool {
     // SAFETY: As the caller promises.
-    let slots = unsafe { kvm.assume_slots_read() };
-    memslot::is_write_tracked(kvm, &slots, slot, gfn)
+    let slots = unsafe { kvm.assume_slots() };
+    memslot::is_write_tracked(slots, slot, gfn)
 }
 
 /// `__kvm_page_track_write()`: a guest write was emulated.
@@ -99,8 +99,8 @@ unsafe extern "C" fn gfn_is_write_tracked(kvm: &Kvm, slot: Option<&Memslot>, gfn
 /// KVM's arguments; the caller is a vCPU task inside a `kvm->srcu` read section.
 unsafe extern "C" fn write(kvm: &Kvm, gpa: Gpa, new: *const u8, bytes: c_int) {
     // SAFETY: As the caller promises; `new` holds the bytes written during the call.
-    let (slots, written) = unsafe { (kvm.assume_slots_read(), Written::new(gpa, new, bytes)) };
-    notifier::write_emulated(kvm, &slots, &written);
+    let (slots, written) = unsafe { (kvm.assume_slots(), Written::new(gpa, new, bytes)) };
+    notifier::write_emulated(slots, &written);
 }
 
 /// `kvm_page_track_delete_slot()`: a memslot was deleted and is about to be freed.

@@ -8,7 +8,7 @@
 //! C source: `arch/x86/kvm/mmu/page_track.c`.
 
 use crate::guard;
-use crate::kvm::{gpa_to_gfn, Gfn, Kvm, Memslot, SlotsRead};
+use crate::kvm::{gpa_to_gfn, Gfn, Kvm, Memslot, Slots};
 use crate::memslot;
 use crate::module_pin::ModulePin;
 use crate::notifier_list::{Client, KvmNotifiers, Node, Written};
@@ -117,7 +117,8 @@ pub(crate) fn unregister_client(kvm: &Kvm, client: &Client) {
 /// Only writes to pages that somebody outside KVM has added are told: C tells every notifier of
 /// every emulated write. May sleep if the callbacks do.
 #[inline]
-pub(crate) fn write_emulated(kvm: &Kvm, slots: &SlotsRead<'_>, written: &Written) {
+pub(crate) fn write_emulated(slots: Slots<'_>, written: &Written) {
+    let kvm = slots.kvm();
     let notifiers = KvmNotifiers::of(kvm);
     if notifiers.is_empty() && !vm::any_client() {
         return;

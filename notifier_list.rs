@@ -10,10 +10,9 @@
 
 use crate::bindings;
 use crate::kvm::{Gfn, Gpa, Kvm, MmuWrite};
-use core::ptr::{addr_of_mut, NonNull};
-use kernel::prelude::*;
-use kernel::sync::atomic::{atomic_load, Acquire, Relaxed};
+use core::ptr::{addr_of, addr_of_mut, NonNull};
 use kernel::new_srcu;
+use kernel::prelude::*;
 use kernel::sync::{srcu, Srcu};
 use kernel::types::Opaque;
 
@@ -154,7 +153,7 @@ impl Client {
 
 fn is_empty(head: *mut bindings::hlist_head) -> bool {
     // SAFETY: Callers pass the head of one of the two lists.
-    unsafe { atomic_load(addr_of_mut!((*head).first), Relaxed).is_null() }
+    unsafe { addr_of!((*head).first).read_volatile().is_null() }
 }
 
 /// Calls `f` for the nodes of a list until it returns false.
@@ -163,8 +162,10 @@ fn is_empty(head: *mut bindings::hlist_head) -> bool {
 ///
 /// The caller is in a read section of the list's SRCU, or holds `mmu_lock` for write.
 unsafe fn walk(head: *mut bindings::hlist_head, mut f: impl FnMut(&Node) -> bool) {
+    // What a link points to was initialised before it was linked, and is reached through the link:
+    // the dependency orders the loads, as in rcu_dereference().
     // SAFETY: Callers pass the head of one of the two lists.
-    let mut link = unsafe { atomic_load(addr_of_mut!((*head).first), Acquire) };
+    let mut link = unsafe { addr_of!((*head).first).read_volatile() };
     while let Some(ptr) = NonNull::new(link) {
         const _: () =
             assert!(core::mem::offset_of!(bindings::kvm_page_track_notifier_node, node) == 0);
@@ -174,7 +175,7 @@ unsafe fn walk(head: *mut bindings::hlist_head, mut f: impl FnMut(&Node) -> bool
             return;
         }
         // SAFETY: As above.
-        link = unsafe { atomic_load(addr_of_mut!((*ptr.as_ptr()).next), Acquire) };
+        link = unsafe { addr_of!((*ptr.as_ptr()).next).read_volatile() };
     }
 }
 

@@ -210,12 +210,7 @@ impl Owners {
         sorted.binary_search_by_key(&gfn, |&(g, _)| g).is_ok()
     }
 
-    fn for_range(
-        &self,
-        base: Gfn,
-        npages: u64,
-        mut f: impl FnMut(Gfn, Entry) -> Result,
-    ) -> Result {
+    fn for_range(&self, base: Gfn, npages: u64, mut f: impl FnMut(Gfn, Entry) -> Result) -> Result {
         let last = (base + npages - 1) as usize;
         let mut from = base as usize;
         while let Some((index, number)) = self.pages.find(from, last) {

@@ -8,13 +8,13 @@
 //! C source: `kvm_write_track_add_gfn()` and `kvm_write_track_remove_gfn()` in
 //! `arch/x86/kvm/mmu/page_track.c`.
 
-use crate::kvm::{Gfn, Kvm, Memslot, MmuWrite, SlotsRead};
+use crate::kvm::{Gfn, Kvm, Memslot, MmuWrite, Slots};
 use crate::memslot;
 use crate::vm::{self, Vm};
 use kernel::prelude::*;
 
 /// Finds the memslot that a change of `gfn` would go to.
-fn changeable<'s>(slots: &'s SlotsRead<'_>, gfn: Gfn) -> Result<&'s Memslot> {
+fn changeable<'s>(slots: Slots<'s>, gfn: Gfn) -> Result<&'s Memslot> {
     let slot = slots.find(0, gfn).ok_or(EINVAL)?;
     if slot.is_invalid() {
         return Err(EAGAIN);
@@ -32,19 +32,20 @@ pub(crate) fn add(kvm: &Kvm, gfn: Gfn) -> Result {
         return Err(EOPNOTSUPP);
     }
     loop {
-        let slots = kvm.read_slots();
-        if changeable(&slots, gfn)?.counters().is_none() {
-            drop(slots);
+        let section = kvm.read_slots();
+        let slots = section.slots();
+        let slot = changeable(slots, gfn)?;
+        if slot.counters().is_none() {
+            drop(section);
             memslot::ensure_counters(kvm, gfn)?;
             continue;
         }
         let vm = vm::find_or_create(kvm)?;
         vm.owners.reserve(gfn)?;
-        let slot = changeable(&slots, gfn)?;
         let mmu = kvm.lock_mmu();
         // A remove that made the count zero may have taken the room with it.
         if vm.owners.is_reserved(gfn) {
-            return add_locked(vm, &slots, &mmu, slot, gfn);
+            return add_locked(vm, slots, &mmu, slot, gfn);
         }
     }
 }
@@ -55,12 +56,12 @@ pub(crate) fn add(kvm: &Kvm, gfn: Gfn) -> Result {
 ///
 /// As [`add`]; `ENOMEM` if the page was not prepared.
 pub(crate) fn add_to_slot(
-    kvm: &Kvm,
-    slots: &SlotsRead<'_>,
+    slots: Slots<'_>,
     mmu: &MmuWrite<'_>,
     slot: &Memslot,
     gfn: Gfn,
 ) -> Result {
+    let kvm = slots.kvm();
     check_slot(kvm, slot, gfn)?;
     add_locked(vm::find(kvm).ok_or(ENOMEM)?, slots, mmu, slot, gfn)
 }
@@ -78,13 +79,7 @@ fn check_slot(kvm: &Kvm, slot: &Memslot, gfn: Gfn) -> Result {
     Ok(())
 }
 
-fn add_locked(
-    vm: &Vm,
-    slots: &SlotsRead<'_>,
-    mmu: &MmuWrite<'_>,
-    slot: &Memslot,
-    gfn: Gfn,
-) -> Result {
+fn add_locked(vm: &Vm, slots: Slots<'_>, mmu: &MmuWrite<'_>, slot: &Memslot, gfn: Gfn) -> Result {
     let counters = slot.counters().ok_or(ENOMEM)?;
     let count = counters.get(gfn).checked_add(1).ok_or(EOVERFLOW)?;
     let added_before = vm.owners.add(mmu, gfn)?;
@@ -113,8 +108,8 @@ pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
     if !kvm.can_track() {
         return Err(EOPNOTSUPP);
     }
-    let slots = kvm.read_slots();
-    let slot = changeable(&slots, gfn)?;
+    let section = kvm.read_slots();
+    let slot = changeable(section.slots(), gfn)?;
     remove_locked(kvm, &kvm.lock_mmu(), slot, gfn)
 }
 
@@ -123,12 +118,7 @@ pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
 /// # Errors
 ///
 /// As [`remove`].
-pub(crate) fn remove_from_slot(
-    kvm: &Kvm,
-    mmu: &MmuWrite<'_>,
-    slot: &Memslot,
-    gfn: Gfn,
-) -> Result {
+pub(crate) fn remove_from_slot(kvm: &Kvm, mmu: &MmuWrite<'_>, slot: &Memslot, gfn: Gfn) -> Result {
     check_slot(kvm, slot, gfn)?;
     remove_locked(kvm, mmu, slot, gfn)
 }
@@ -159,7 +149,7 @@ pub(crate) fn prepare(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
         .checked_sub(1)
         .and_then(|n| gfn.checked_add(n))
         .ok_or(EINVAL)?;
-    if !changeable(&kvm.read_slots(), gfn)?.contains(last) {
+    if !changeable(kvm.read_slots().slots(), gfn)?.contains(last) {
         return Err(EINVAL);
     }
     memslot::ensure_counters(kvm, gfn)?;
@@ -168,8 +158,8 @@ pub(crate) fn prepare(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
         loop {
             // The memslot may go at any time; what was prepared then goes with it, and nothing is
             // prepared for a page in no memslot.
-            let slots = kvm.read_slots();
-            changeable(&slots, gfn)?;
+            let section = kvm.read_slots();
+            changeable(section.slots(), gfn)?;
             vm.owners.reserve(gfn)?;
             let mmu = kvm.lock_mmu();
             if vm.owners.keep(&mmu, gfn).is_ok() {

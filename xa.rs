@@ -104,9 +104,7 @@ impl Xa {
         const PRESENT: u32 = 8;
         let mut index = from;
         // SAFETY: As in `load`.
-        let found = unsafe {
-            bindings::xa_find(self.inner.get(), &mut index, last, PRESENT)
-        };
+        let found = unsafe { bindings::xa_find(self.inner.get(), &mut index, last, PRESENT) };
         value(found).map(|value| (index, value))
     }
 }
