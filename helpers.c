@@ -4,6 +4,7 @@
  * functions that kvm.ko does not export.  No logic lives here.
  */
 #include <linux/kvm_host.h>
+#include <linux/poison.h>
 #include <linux/rculist.h>
 #include <linux/sched.h>
 #include <linux/srcu.h>
@@ -195,6 +196,12 @@ void kpt_hlist_add_head_rcu(struct hlist_node *n, struct hlist_head *h)
 void kpt_hlist_del_rcu(struct hlist_node *n)
 {
 	hlist_del_rcu(n);
+}
+
+bool kpt_hlist_linked(const struct hlist_node *n)
+{
+	/* hlist_del_rcu() leaves the poison. */
+	return n->pprev && (void *)n->pprev != LIST_POISON2;
 }
 
 void kpt_xa_init(struct xarray *xa)

@@ -53,6 +53,7 @@ int kpt_srcu_read_lock(struct srcu_struct *srcu);
 void kpt_srcu_read_unlock(struct srcu_struct *srcu, int idx);
 void kpt_hlist_add_head_rcu(struct hlist_node *n, struct hlist_head *h);
 void kpt_hlist_del_rcu(struct hlist_node *n);
+bool kpt_hlist_linked(const struct hlist_node *n);
 void kpt_xa_init(struct xarray *xa);
 int kpt_xa_insert(struct xarray *xa, unsigned long index, void *entry);
 void kpt_xa_replace(struct xarray *xa, unsigned long index, void *entry);

@@ -83,45 +83,43 @@ pub(crate) fn ensure_counters(kvm: &Kvm, gfn: Gfn) -> Result {
 ///
 /// `EINVAL` if somebody cannot follow a move, `ENOMEM`. KVM makes `ENOMEM` of either.
 pub(crate) fn created(new: &NewSlot<'_>) -> Result {
-    if let Some(old) = new.moved_from() {
+    let moved_from = new.moved_from();
+    if let Some(old) = moved_from {
         carry_over(new, old)?;
     }
     if new.slot().counters().is_none() && new.kvm().c_consults_counters() {
         new.alloc_counters()?;
     }
+    // Nothing fails from here on, in KVM neither.
+    if let (Some(old), Some(vm)) = (moved_from, vm::find(new.kvm())) {
+        notifier::region_moved(vm, old, new.slot());
+    }
     Ok(())
 }
 
-/// A memslot moves: its counters, owners and large page counts go with it.
+/// A memslot moves: its counters, owners and large page counts go with it, or nothing changes.
 ///
 /// External adds are in address space 0 only, and KVM's own counts are zero by now: the INVALID
 /// copy has made KVM zap every shadow page of the memslot.
 fn carry_over(new: &NewSlot<'_>, old: &Memslot) -> Result {
-    let kvm = new.kvm();
-    let vm = vm::find(kvm);
-    if vm.is_some_and(|vm| !notifier::all_follow_moves(kvm, vm)) {
+    let vm = vm::find(new.kvm());
+    if vm.is_some_and(|vm| !notifier::all_follow_moves(new.kvm(), vm)) {
         return Err(EINVAL);
     }
-    if old.as_id() != 0 {
+    let Some(counters) = old.counters().filter(|_| old.as_id() == 0) else {
         return Ok(());
-    }
+    };
     let (from, to, npages) = (old.base_gfn(), new.slot().base_gfn(), old.npages());
-    if let Some(counters) = old.counters() {
-        if let Some(vm) = vm {
-            vm.owners.relocate(from, to, npages)?;
-        }
-        // Nothing fails from here on.
-        for i in 0..npages {
-            let count = counters.get(from + i);
-            if count != 0 {
-                new.disallow_large_page(to + i, count);
-            }
-        }
-        new.take_counters(old);
-    }
     if let Some(vm) = vm {
-        notifier::region_moved(vm, from, to, npages);
+        vm.owners.relocate(from, to, npages)?;
     }
+    for i in 0..npages {
+        let count = counters.get(from + i);
+        if count != 0 {
+            new.disallow_large_page(to + i, count);
+        }
+    }
+    new.take_counters(old);
     Ok(())
 }
 

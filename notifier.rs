@@ -191,11 +191,16 @@ pub(crate) fn all_follow_moves(kvm: &Kvm, vm: &Vm) -> bool {
 }
 
 /// Tells clients that a memslot moves. Called with `slots_lock` and `slots_arch_lock` held.
-pub(crate) fn region_moved(vm: &Vm, from: Gfn, to: Gfn, npages: u64) {
+///
+/// Only address space 0 has external adds, so only its memslots are of interest.
+pub(crate) fn region_moved(vm: &Vm, old: &Memslot, new: &Memslot) {
+    if old.as_id() != 0 {
+        return;
+    }
     vm.enter_move_callbacks();
-    vm.clients
-        .read()
-        .for_each(|client| client.track_move_region(from, to, npages));
+    vm.clients.read().for_each(|client| {
+        client.track_move_region(old.base_gfn(), new.base_gfn(), old.npages());
+    });
     vm.leave_move_callbacks();
 }
 

@@ -228,8 +228,13 @@ impl NotifierList {
         })
     }
 
-    /// Adds a client. False if it is there already.
+    /// Adds a client. False if it is in this list, or that of another VM, already.
     pub(crate) fn insert(&self, client: &Client, mmu: &MmuWrite<'_>) -> bool {
+        // Clients are zeroed before their first registration, so their link can be trusted.
+        // SAFETY: The node is valid.
+        if unsafe { bindings::kpt_hlist_linked(client.node().link()) } {
+            return false;
+        }
         insert(self.head.get(), client.node(), mmu)
     }
 
