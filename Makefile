@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# kvm-page-track: build, test, demo.  "make help" lists the targets.
+#
+# The module is built for one of these kernels, the first that applies:
+#   KDIR=...             a kernel tree named by the user (with Rust metadata)
+#   the running kernel   if it is a Debian one with CONFIG_RUST, its headers are
+#                        installed and rustc is here
+#   the stock kernel     that scripts/setup.sh fetches, in the toolchain root
+
+TOP := $(CURDIR)
+OUT := $(TOP)/build
+JOBS ?= $(shell nproc)
+SHELL := /bin/bash
+
+.PHONY: all module metadata tests-build test demo check shell setup update \
+	initramfs clean distclean help
+
+all: module
+
+# The kernel that is running: yes if modules for it can be built here.
+running := $(shell uname -r)
+native := $(if $(KDIR),yes,$(shell \
+	grep -qs '^CONFIG_RUST=y' /lib/modules/$(running)/build/.config && \
+	command -v rustc >/dev/null && command -v bindgen >/dev/null && echo yes))
+
+ifneq ($(native),)
+# ---------------------------------------------------------------------------
+# Here, with the compiler of this system.
+
+ifeq ($(KDIR),)
+# Debian's headers have no Rust metadata: a tree that has is made in KPT_CACHE.
+find-kdir = $$(if [ -e /lib/modules/$(running)/build/rust/libkernel.rmeta ]; then \
+	echo /lib/modules/$(running)/build; \
+	else scripts/rust-metadata.sh --running; fi)
+else
+find-kdir = $(KDIR)
+endif
+
+# LOCALVERSION keeps the kernel's make from changing the release it was given.
+module:
+	@kdir=$(find-kdir) && [ -n "$$kdir" ] && \
+	rel=$$(cat "$$kdir/include/config/kernel.release") && \
+	mkdir -p $(OUT)/module && \
+	if [ "$$(cat $(OUT)/module/.release 2>/dev/null)" != "$$rel $$kdir" ]; then \
+		find $(OUT)/module $(OUT)/tests -mindepth 1 -delete 2>/dev/null; \
+		echo "$$rel $$kdir" >$(OUT)/module/.release; \
+	fi && \
+	$(MAKE) -C "$$kdir" -j$(JOBS) M=$(TOP) MO=$(OUT)/module \
+		KERNELRELEASE="$$rel" $(if $(CLIPPY),CLIPPY=1) modules
+	@echo "built $(OUT)/module/kvm_page_track.ko"
+
+# Test modules and kselftests; only in the toolchain root.
+tests-build:
+	@rel=$$(cat $(KDIR)/include/config/kernel.release) && \
+	$(MAKE) -C tests -j$(JOBS) KDIR=$(KDIR) O=$(OUT)/tests \
+		KPT_SYMVERS=$(OUT)/module/Module.symvers KERNELRELEASE="$$rel"
+
+else
+# ---------------------------------------------------------------------------
+# In the toolchain root.
+
+module: setup
+	@scripts/in-root.sh make module
+
+endif
+
+setup:
+	@scripts/setup.sh
+
+update:
+	@scripts/setup.sh --update
+
+# Tests always run on the stock kernel of the toolchain root, in QEMU.
+ifeq ($(KPT_IN_ROOT),)
+test: setup
+	@scripts/test.sh
+
+demo: setup
+	@scripts/demo.sh
+
+check: setup
+	@scripts/in-root.sh scripts/check.sh
+
+initramfs: setup
+	@scripts/in-root.sh make module tests-build
+	@scripts/initramfs.sh
+
+shell: initramfs
+	@scripts/vm.sh shell --job shell --limit 36000 --npt $(or $(NPT),1)
+endif
+
+clean:
+	rm -rf $(OUT)
+
+distclean: clean
+	@scripts/clean-cache.sh
+
+help:
+	@echo 'make            build build/module/kvm_page_track.ko, for the running kernel if'
+	@echo '                it is a Debian kernel with Rust, else for the stock kernel of'
+	@echo '                the toolchain root (which is made first: about 3 minutes, once)'
+	@echo 'make demo       what the module does, shown on a stock kernel in QEMU'
+	@echo 'make test       all tests in QEMU, nested and shadow paging'
+	@echo '                T=pattern: only programs that match;  VM=nested|shadow|linux-guest'
+	@echo 'make check      rustfmt, clippy, checkpatch, shellcheck, indirect calls'
+	@echo 'make shell      a shell in the virtual machine, everything loaded by hand; NPT=0'
+	@echo 'make setup      make or complete the toolchain root and the stock kernel'
+	@echo 'make update     the same, and look for a newer kernel'
+	@echo 'make clean      remove build/'
+	@echo 'make distclean  remove build/ and the caches in KPT_CACHE'
+	@echo
+	@echo 'KPT_CACHE=dir   the one directory outside the clone (default'
+	@echo '                /var/cache/kvm-page-track)'
+	@echo 'KDIR=dir        build against this kernel tree'

@@ -1,0 +1,94 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# make check, in the toolchain root: style and safety of the sources.
+# Runs every check, even after one has failed; the last line sums up.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+[ -n "${KPT_IN_ROOT:-}" ] || die "check.sh: run it with make check"
+
+cd "$KPT_TOP"
+passed=0 failed=0
+shopt -s nullglob globstar
+
+check() {
+	local name=$1 log
+	shift
+	log=$(mktemp)
+	if "$@" >"$log" 2>&1; then
+		echo "ok    $name"
+		passed=$((passed + 1))
+	else
+		cat "$log"
+		echo "FAIL  $name"
+		failed=$((failed + 1))
+	fi
+}
+
+# With the kernel's own configuration.
+rustfmt_check() {
+	local files=(*.rs tests/**/*.rs demo/**/*.rs)
+	[ ${#files[@]} -gt 0 ] || return 0
+	rustfmt --check --color never --edition 2021 \
+		--config-path "$KDIR/.rustfmt.toml" "${files[@]}"
+}
+
+# The whole module once more, with clippy as compiler; a warning is a failure.
+clippy_check() {
+	local out=$KPT_TOP/build/clippy rel log
+	rel=$(cat "$KDIR/include/config/kernel.release")
+	rm -rf "$out"
+	mkdir -p "$out"
+	log=$out/log
+	make -C "$KDIR" M="$KPT_TOP" MO="$out" KERNELRELEASE="$rel" CLIPPY=1 \
+		modules >"$log" 2>&1 || { cat "$log"; return 1; }
+	if grep -E '^(warning|error)' "$log"; then
+		cat "$log"
+		return 1
+	fi
+	grep -q CLIPPY "$log" || { echo "clippy did not run"; cat "$log"; return 1; }
+}
+
+# The C compiler's and modpost's warnings count as well.
+build_check() {
+	local log=$KPT_TOP/build/check-build.log
+	rm -rf "$KPT_TOP/build/module"
+	make --no-print-directory module >"$log" 2>&1 || { cat "$log"; return 1; }
+	if grep -iE '(^|[^a-z])warning:' "$log"; then
+		return 1
+	fi
+}
+
+# Not for code outside the kernel's tree: MAINTAINERS, SPDX of other kinds, and
+# KERNEL_VERSION() checks, which a module for several kernels needs.  The test
+# modules share a header with user space (no BIT macro) and hand out errnos that
+# no function of the API returns (ENOSYS).  User space programs (kselftests,
+# demo) are not bound by what is said of kernel code alone.
+checkpatch() {
+	local ignore=FILE_PATH_CHANGES,SPDX_LICENSE_TAG,LINUX_VERSION_CODE
+	perl "$KDIR/scripts/checkpatch.pl" --no-tree --strict --terse --quiet \
+		--no-summary --show-types --ignore "$ignore$1" -f "${@:2}"
+}
+
+kernel_c=(*.c *.h include/*.h)
+test_c=(tests/modules/*.[ch])
+user_c=(tests/kselftest/*.[ch] demo/*.[ch])
+
+check "rustfmt" rustfmt_check
+check "module builds without a warning" build_check
+check "clippy" clippy_check
+if [ ${#kernel_c[@]} -gt 0 ]; then
+	check "checkpatch: kernel code" checkpatch "" "${kernel_c[@]}"
+fi
+if [ ${#test_c[@]} -gt 0 ]; then
+	check "checkpatch: test modules" checkpatch ",BIT_MACRO,ENOSYS" "${test_c[@]}"
+fi
+if [ ${#user_c[@]} -gt 0 ]; then
+	check "checkpatch: programs" checkpatch ",BIT_MACRO,CAMELCASE,PREFER_FALLTHROUGH" "${user_c[@]}"
+fi
+check "shellcheck" shellcheck -x scripts/*.sh scripts/jobs/* .ci/run
+check "no indirect calls to KVM" scripts/check-indirect-calls.sh build/module/kvm_page_track.ko
+
+echo "$passed passed, $failed failed, 0 skipped"
+[ "$failed" -eq 0 ]

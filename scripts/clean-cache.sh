@@ -1,0 +1,15 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Remove what the scripts made in KPT_CACHE, and nothing else.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+[ -d "$KPT_CACHE" ] || exit 0
+lock_cache
+for f in "$KPT_CACHE"/{toolchain-*,kernel-*,metadata-*,log,empty,sources.tmp}; do
+	[ -e "$f" ] || [ -L "$f" ] || continue
+	say "removing $f"
+	rm -rf --one-file-system "$f"
+done

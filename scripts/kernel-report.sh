@@ -1,0 +1,23 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Search a kernel's log for reports of trouble: kernel-report.sh LOG
+#
+# Prints the first it finds with the lines that follow, and fails.  What counts
+# is in kernel-report.list; "--patterns" prints that list without comments.
+set -euo pipefail
+
+patterns() {
+	grep -v -e '^#' -e '^$' "$(dirname "$0")/kernel-report.list"
+}
+
+[ $# -eq 1 ] || { echo "usage: kernel-report.sh LOG | --patterns" >&2; exit 2; }
+if [ "$1" = --patterns ]; then
+	patterns
+	exit 0
+fi
+if found=$(tr -d '\r' <"$1" | grep -E -A 30 -m 1 -f <(patterns)); then
+	printf '%s\n' "$found"
+	exit 1
+fi
+exit 0

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=bash
+#
+# Common part of the scripts: where things are, how to speak, how to fail.
+# To be sourced, with "set -euo pipefail" in force.
+#
+# KPT_CACHE         the one directory outside the clone that we write to
+# KPT_SUITE         Debian release of the toolchain root
+# KPT_KERNEL_SUITE  Debian suite that the kernel comes from
+# KPT_FLAVOUR       amd64, cloud-amd64 or rt-amd64
+# KPT_MIRROR        Debian mirror; the host's own apt settings if empty
+
+KPT_CACHE=${KPT_CACHE:-/var/cache/kvm-page-track}
+KPT_SUITE=${KPT_SUITE:-trixie}
+if [ "$KPT_SUITE" = sid ]; then
+	KPT_KERNEL_SUITE=${KPT_KERNEL_SUITE:-sid}
+else
+	KPT_KERNEL_SUITE=${KPT_KERNEL_SUITE:-$KPT_SUITE-backports}
+fi
+KPT_FLAVOUR=${KPT_FLAVOUR:-amd64}
+export KPT_CACHE KPT_SUITE KPT_KERNEL_SUITE KPT_FLAVOUR
+
+# The clone.
+KPT_TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# Used by setup.sh.
+# shellcheck disable=SC2034
+KPT_KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
+
+say() {
+	printf 'kpt: %s\n' "$*" >&2
+}
+
+die() {
+	printf 'kpt: ERROR: %s\n' "$*" >&2
+	exit 1
+}
+
+# The packages of the toolchain root, comma separated.
+root_packages() {
+	sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' \
+		"$KPT_TOP/scripts/root-packages" | paste -sd, -
+}
+
+# Where the toolchain root is: a new place for every package list.
+root_dir() {
+	local key
+	key=$( (echo "1 $KPT_SUITE"; root_packages) | sha256sum | cut -c1-12)
+	echo "$KPT_CACHE/toolchain-$KPT_SUITE-$key"
+}
+
+# A symbolic link to the kernel in use.
+kernel_link() {
+	echo "$KPT_CACHE/kernel-$KPT_KERNEL_SUITE-$KPT_FLAVOUR"
+}
+
+# run_logged LOG WHAT CMD...: run CMD with its output in LOG and a sign of life
+# every 15 seconds; on failure show the log's end.
+run_logged() {
+	local log=$1 what=$2 pid start=$SECONDS next=15 rc=0
+	shift 2
+	mkdir -p "$(dirname "$log")"
+	say "$what ..."
+	"$@" >"$log" 2>&1 </dev/null &
+	pid=$!
+	while kill -0 "$pid" 2>/dev/null; do
+		sleep 0.2
+		if [ $((SECONDS - start)) -ge "$next" ]; then
+			say "  $what: $next s, $(tail -n 1 "$log" | tr -d '\r' |
+				tr -c '[:print:]' ' ' | cut -c1-60)"
+			next=$((next + 15))
+		fi
+	done
+	wait "$pid" || rc=$?
+	if [ "$rc" -ne 0 ]; then
+		tail -n 25 "$log" >&2
+		say "ERROR: $what failed (exit $rc); the whole log is $log"
+		return 1
+	fi
+	say "$what: done in $((SECONDS - start)) s"
+}
+
+# One of us at a time may write to the cache.
+lock_cache() {
+	mkdir -p "$KPT_CACHE" || die "cannot create $KPT_CACHE (KPT_CACHE names another place)"
+	exec 9>"$KPT_CACHE/lock"
+	if ! flock -n 9; then
+		say "another run is writing to $KPT_CACHE, waiting for it ..."
+		flock 9
+	fi
+}
+
+unlock_cache() {
+	exec 9>&-
+}

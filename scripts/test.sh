@@ -1,0 +1,91 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# make test: build everything, run the tests in virtual machines, sum up.
+#
+#   nested       kvm-amd npt=1, all kselftests
+#   shadow       kvm-amd npt=0, all kselftests
+#   linux-guest  kvm-amd npt=0, a stock Linux as guest (scripts/jobs/linux-guest)
+#
+# Two machines run at a time, one for each processor they would use.
+# T=GLOB runs only the programs that match, VM=NAME only that machine.
+# The last line is "N passed, N failed, N skipped".
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+[ -z "${KPT_IN_ROOT:-}" ] || die "test.sh: run it on the host"
+
+cd "$KPT_TOP"
+start=$SECONDS
+machines=(nested shadow linux-guest)
+if [ -n "${VM:-}" ]; then
+	read -ra machines <<<"$VM"
+elif [ -n "${T:-}" ]; then
+	machines=(nested shadow)
+fi
+
+mkdir -p build/log
+exec 8>build/.test-lock
+flock -n 8 || die "another make test is running in this clone"
+
+summary() {
+	local passed=0 failed=0 skipped=0 p f s m
+	echo
+	for m in "${machines[@]}"; do
+		if [ -s "build/log/$m.sum" ]; then
+			read -r p f s <"build/log/$m.sum"
+			tail -n +2 "build/log/$m.sum"
+			passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+		else
+			echo "FAIL  [$m] machine: no result"
+			failed=$((failed + 1))
+		fi
+	done
+	if [ $((passed + failed)) -eq 0 ]; then
+		echo "FAIL  no test ran"
+		failed=1
+	fi
+	say "tests took $((SECONDS - start)) s; logs are in build/log"
+	echo "$passed passed, $failed failed, $skipped skipped"
+	[ "$failed" -eq 0 ]
+}
+
+build() {
+	if ! scripts/in-root.sh make --no-print-directory module tests-build ||
+		! scripts/initramfs.sh; then
+		echo "FAIL  build"
+		echo "0 passed, 1 failed, 0 skipped"
+		exit 1
+	fi
+}
+
+run() {
+	local opts=()
+	case $1 in
+	nested*) opts=(--job test --npt 1) ;;
+	shadow*) opts=(--job test --npt 0) ;;
+	linux-guest-nested) opts=(--job linux-guest --npt 1 --share) ;;
+	linux-guest*) opts=(--job linux-guest --npt 0 --share) ;;
+	*) die "no machine $1" ;;
+	esac
+	[ -z "${T:-}" ] || opts+=(--tests "$T")
+	rm -f "build/log/$1.sum"
+	scripts/vm.sh "$1" "${opts[@]}" --limit "${KPT_LIMIT:-2400}" </dev/null |
+		awk -v vm="$1" -v sum="build/log/$1.sum" -f scripts/tap.awk || true
+}
+
+scripts/setup.sh
+build
+say "running ${machines[*]}"
+pids=()
+trap '[ ${#pids[@]} -eq 0 ] || kill "${pids[@]}" 2>/dev/null || true' EXIT
+for m in "${machines[@]}"; do
+	while [ "$(jobs -rp | wc -l)" -ge 2 ]; do
+		wait -n || true
+	done
+	run "$m" &
+	pids+=($!)
+done
+wait
+pids=()
+summary

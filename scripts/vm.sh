@@ -1,0 +1,139 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Run one virtual machine (QEMU without hardware virtualization, the stock
+# kernel, build/initramfs.cpio.gz) and judge how it ended: vm.sh NAME [OPTION...]
+#
+#   --job JOB       test, shell, run, ... (scripts/guest-init.sh); default none
+#   --cmd COMMAND   job run: what to run
+#   --tests GLOB    job test: only programs that match
+#   --npt 0|1       shadow or nested paging; default 1
+#   --limit SECS    wall-clock limit; default 1800
+#   --mem SIZE      default 3G;   --smp N   default 2
+#   --accel ACCEL   default tcg,thread=single
+#   --append WORDS  for the kernel's command line
+#   --share         the toolchain root as 9p share "root", read-only
+#   --file NAME FILE  put FILE into the machine as /NAME (may be repeated)
+#   --qemu OPTION   one more option for QEMU (may be repeated)
+#
+# Job output: stdout and build/log/NAME.out.  Kernel: build/log/NAME.console.
+#
+# Exit status:
+#   0  the guest's verdict is good and the kernel's log is clean
+#   1  the guest's verdict is bad
+#   2  the kernel reported something (always a failure)
+#   3  the emulator itself died, twice
+#   4  out of time
+#   5  the machine ended without a verdict
+# The last line of stdout tells the same: "# kpt-vm: NAME end=STATUS TEXT".
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+[ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/vm.sh "$@"
+
+name=${1:-}
+[[ $name =~ ^[A-Za-z0-9][A-Za-z0-9_.-]*$ ]] || die "usage: vm.sh NAME [OPTION...], see its first lines"
+shift
+job=none npt=1 limit=1800 mem=3G smp=2 accel=tcg,thread=single append='' share=''
+cmd='' tests='' extra=() files=()
+while [ $# -gt 0 ]; do
+	case $1 in
+	--job) job=$2; shift 2 ;;
+	--cmd) job=run cmd=$2; shift 2 ;;
+	--tests) tests=$2; shift 2 ;;
+	--npt) npt=$2; shift 2 ;;
+	--limit) limit=$2; shift 2 ;;
+	--mem) mem=$2; shift 2 ;;
+	--smp) smp=$2; shift 2 ;;
+	--accel) accel=$2; shift 2 ;;
+	--append) append=$2; shift 2 ;;
+	--share) share=1; shift ;;
+	--file) files+=("$2" "$3"); shift 3 ;;
+	--qemu) extra+=("$2"); shift 2 ;;
+	*) die "vm.sh: unknown option $1" ;;
+	esac
+done
+
+log=$KPT_TOP/build/log
+initrd=$KPT_TOP/build/initramfs.cpio.gz
+[ -e "$initrd" ] || die "no $initrd; run make or scripts/initramfs.sh"
+mkdir -p "$log"
+console=$log/$name.console
+out=$log/$name.out
+
+# What is for this one machine is a second archive behind the first.
+tree=$(mktemp -d)
+[ -z "$cmd" ] || printf '%s\n' "$cmd" >"$tree/kpt-cmd"
+[ -z "$tests" ] || printf '%s\n' "$tests" >"$tree/kpt-tests"
+set -- "${files[@]}"
+while [ $# -gt 0 ]; do
+	mkdir -p "$tree/$(dirname "$1")"
+	cp "$2" "$tree/$1"
+	shift 2
+done
+own=$(mktemp)
+cat "$initrd" >"$own"
+(cd "$tree" && find . -mindepth 1 | cpio --quiet -o -H newc -R 0:0 | gzip -1) >>"$own"
+
+qemu=(
+	qemu-system-x86_64 -accel "$accel" -cpu max -smp "$smp" -m "$mem" -M q35
+	-nodefaults -display none -no-user-config -no-reboot
+	-kernel /kernel/vmlinuz -initrd "$own"
+	-append "console=ttyS0 panic=-1 oops=panic loglevel=7 kpt.job=$job kpt.npt=$npt $append"
+	-serial "file:$console" -serial stdio
+)
+[ -z "$share" ] || qemu+=(-virtfs
+	"local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap")
+qemu+=("${extra[@]}")
+
+# One run; sets $status and $text.
+boot() {
+	local rc=0 verdict report line
+	: >"$console"
+	: >"$out"
+	echo "# kpt-vm: $name start"
+	if [ "$job" = shell ] && [ -t 0 ]; then
+		stty raw -echo
+		timeout --foreground -k 10 "$limit" "${qemu[@]}" || rc=$?
+		stty sane
+	else
+		timeout --foreground -k 10 "$limit" "${qemu[@]}" </dev/null 2>"$out.err" |
+			tee "$out" || rc=${PIPESTATUS[0]}
+		[ ! -s "$out.err" ] || sed "s/^/# qemu: /" "$out.err"
+	fi
+	verdict=$(sed -n 's/^# kpt-job: done rc=\([0-9]*\).*/\1/p' "$out" | tail -n 1)
+
+	if report=$("$KPT_TOP/scripts/kernel-report.sh" "$console"); then
+		if [ "$rc" -ge 124 ] && [ "$rc" -ne 137 ] && [ "$rc" -ne 124 ]; then
+			status=3 text="the emulator died (exit $rc)"
+		elif [ "$rc" -ne 0 ] && [ "$rc" -ne 124 ] && [ "$rc" -ne 137 ]; then
+			status=3 text="the emulator failed (exit $rc)"
+		elif [ "$job" = shell ] && [ "$rc" -eq 0 ]; then
+			status=0 text="shell ended"
+		elif [ "$verdict" = 0 ]; then
+			status=0 text="good, kernel log clean"
+		elif [ -n "$verdict" ]; then
+			status=1 text="the job failed (rc=$verdict)"
+		elif [ "$rc" -eq 124 ] || [ "$rc" -eq 137 ]; then
+			status=4 text="out of time after $limit s"
+		else
+			status=5 text="ended without a verdict"
+		fi
+	else
+		status=2 text="the kernel reported: $(head -n 1 <<<"$report") (see build/log/$name.console)"
+		while IFS= read -r line; do
+			echo "# kernel: $line"
+		done <<<"$report"
+	fi
+}
+
+boot
+if [ "$status" -eq 3 ]; then
+	echo "# kpt-vm: $name: $text; running this machine once more"
+	for f in "$console" "$out" "$out.err"; do
+		[ ! -e "$f" ] || mv "$f" "$f.first"
+	done
+	boot
+fi
+echo "# kpt-vm: $name end=$status $text"
+exit "$status"
