@@ -1,0 +1,553 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "kselftest.h"
+#include "kpt_lib.h"
+
+#define MODULE		"kvm_page_track"
+#define CLIENT		"kpt_client"
+#define STOCK		"kpt_stock"
+#define DEBUGFS		"/sys/kernel/debug"
+
+int kpt_dev = -1;
+int kpt_stock = -1;
+
+static pid_t main_pid;
+static bool had_module, had_client, had_stock;
+
+/* ---- modules ---- */
+
+static bool mod_line(const char *name, int *refs)
+{
+	char line[512], found[128];
+	bool r = false;
+	int n;
+	FILE *f = fopen("/proc/modules", "r");
+
+	TEST_ASSERT(f, "/proc/modules: %s", strerror(errno));
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%127s %*u %d", found, &n) == 2 &&
+		    !strcmp(found, name) && strstr(line, "Live")) {
+			if (refs)
+				*refs = n;
+			r = true;
+			break;
+		}
+	}
+	fclose(f);
+	return r;
+}
+
+bool kpt_mod_loaded(const char *name)
+{
+	return mod_line(name, NULL);
+}
+
+int kpt_mod_refs(const char *name)
+{
+	int refs = -1;
+
+	mod_line(name, &refs);
+	return refs;
+}
+
+int kpt_mod_load(const char *name)
+{
+	const char *dir = getenv("KPT_MODULES") ?: "/modules";
+	char path[512];
+	int fd, r;
+
+	snprintf(path, sizeof(path), "%s/%s.ko", dir, name);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	r = syscall(SYS_finit_module, fd, "", 0) ? -errno : 0;
+	close(fd);
+	return r;
+}
+
+int kpt_mod_unload(const char *name)
+{
+	return syscall(SYS_delete_module, name, O_NONBLOCK) ? -errno : 0;
+}
+
+/* A reader of /proc/modules and the like may hold a module for a moment. */
+static int unload_retry(const char *name)
+{
+	int i, r = 0;
+
+	for (i = 0; i < 20; i++) {
+		r = kpt_mod_unload(name);
+		if (r != -EAGAIN && r != -EWOULDBLOCK)
+			break;
+		usleep(100000);
+	}
+	return r;
+}
+
+void kpt_attach(void)
+{
+	KPT_OK(kpt_mod_load(MODULE));
+}
+
+void kpt_detach(void)
+{
+	KPT_OK(unload_retry(MODULE));
+}
+
+static void want(const char *name, bool wanted)
+{
+	int r;
+
+	if (kpt_mod_loaded(name) == wanted)
+		return;
+	r = wanted ? kpt_mod_load(name) : unload_retry(name);
+	if (r)
+		ksft_exit_fail_msg("%sload %s: %s\n", wanted ? "" : "un", name,
+				   strerror(-r));
+}
+
+static void restore_modules(void)
+{
+	if (getpid() != main_pid)
+		return;
+
+	if (!had_client || !had_module)
+		want(CLIENT, false);
+	want(MODULE, had_module);
+	if (had_client)
+		want(CLIENT, true);
+	want(STOCK, had_stock);
+}
+
+static void setup_modules(unsigned int need)
+{
+	main_pid = getpid();
+	had_module = kpt_mod_loaded(MODULE);
+	had_client = kpt_mod_loaded(CLIENT);
+	had_stock = kpt_mod_loaded(STOCK);
+	atexit(restore_modules);
+
+	want(STOCK, true);
+	if (!(need & KPT_NEED_CLIENT))
+		want(CLIENT, false);
+	want(MODULE, !(need & KPT_WANT_C));
+	if (need & KPT_NEED_CLIENT)
+		want(CLIENT, true);
+}
+
+/* ---- devices ---- */
+
+int kpt_open(const char *name)
+{
+	char path[64], line[128], found[64];
+	int fd, minor;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/dev/%s", name);
+	if (access(path, F_OK)) {
+		/* no devtmpfs */
+		f = fopen("/proc/misc", "r");
+		while (f && fgets(line, sizeof(line), f)) {
+			if (sscanf(line, "%d %63s", &minor, found) == 2 &&
+			    !strcmp(found, name))
+				mknod(path, S_IFCHR | 0600, makedev(10, minor));
+		}
+		if (f)
+			fclose(f);
+	}
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	TEST_ASSERT(fd >= 0, "open %s: %s", path, strerror(errno));
+	return fd;
+}
+
+static int do_ioctl(int fd, unsigned long cmd, void *arg)
+{
+	return ioctl(fd, cmd, arg) < 0 ? -errno : 0;
+}
+
+int kpt_api(int dev, struct kpt_call *c)
+{
+	return do_ioctl(dev, KPT_CALL, c);
+}
+
+int kpt_call_n(int dev, u32 op, struct kvm_vm *vm, u64 gfn, u64 n, u64 *done)
+{
+	struct kpt_call c = {
+		.op = op, .vm_fd = vm->fd, .gfn = gfn, .nr = n,
+	};
+	int r = kpt_api(dev, &c);
+
+	if (done)
+		*done = c.done;
+	return r;
+}
+
+int kpt_call(int dev, u32 op, struct kvm_vm *vm, u64 gfn)
+{
+	return kpt_call_n(dev, op, vm, gfn, 1, NULL);
+}
+
+int kpt_reg_full(int dev, struct kpt_register *reg)
+{
+	int r = do_ioctl(dev, KPT_REGISTER, reg);
+
+	return r ?: reg->id;
+}
+
+int kpt_reg(int dev, struct kvm_vm *vm, u32 type, u32 flags)
+{
+	struct kpt_register reg = {
+		.vm_fd = vm->fd, .type = type, .flags = flags, .id = -1,
+	};
+
+	return kpt_reg_full(dev, &reg);
+}
+
+int kpt_unreg(int dev, int id)
+{
+	struct kpt_unregister u = { .id = id };
+
+	return do_ioctl(dev, KPT_UNREGISTER, &u);
+}
+
+struct kpt_counters kpt_counters(int dev, int id)
+{
+	struct kpt_counters c = { .id = id };
+
+	KPT_OK(do_ioctl(dev, KPT_COUNTERS, &c));
+	KPT_EQ(c.late, 0);
+	KPT_EQ(c.wrong, 0);
+	return c;
+}
+
+int kpt_events(int dev, struct kpt_event *ev, int max)
+{
+	struct kpt_read rd = { .events = (u64)ev, .max = max };
+
+	KPT_OK(do_ioctl(dev, KPT_READ, &rd));
+	KPT_EQ(rd.dropped, 0);
+	return rd.count;
+}
+
+struct kpt_inspect kpt_inspect(struct kvm_vm *vm, u32 as_id, u64 gfn)
+{
+	struct kpt_inspect in = { .vm_fd = vm->fd, .as_id = as_id, .gfn = gfn };
+
+	KPT_OK(do_ioctl(kpt_stock, KPT_INSPECT, &in));
+	return in;
+}
+
+/* ---- VMs ---- */
+
+bool kpt_tdp(void)
+{
+	return kvm_is_tdp_enabled();
+}
+
+void kpt_vm_add_memory(struct kvm_vm *vm, u64 npages,
+		       enum vm_mem_backing_src_type src)
+{
+	vm_userspace_mem_region_add(vm, src, KPT_GPA, KPT_SLOT, npages, 0);
+	virt_map(vm, KPT_GVA, KPT_GPA, npages);
+}
+
+struct kvm_vm *kpt_vm(struct kvm_vcpu **vcpu, void *guest, u64 npages,
+		      enum vm_mem_backing_src_type src)
+{
+	/* Room for the guest's own page tables that map the test memory. */
+	struct kvm_vm *vm = __vm_create_with_one_vcpu(vcpu, npages, guest);
+
+	kpt_vm_add_memory(vm, npages, src);
+	return vm;
+}
+
+bool kpt_run_sync(struct kvm_vcpu *vcpu, u64 *arg)
+{
+	struct ucall uc;
+
+	for (;;) {
+		vcpu_run(vcpu);
+		switch (get_ucall(vcpu, &uc)) {
+		case UCALL_SYNC:
+			/* GUEST_SYNC(stage) is ("hello", stage) */
+			if (arg)
+				*arg = uc.args[1];
+			return true;
+		case UCALL_DONE:
+			return false;
+		case UCALL_PRINTF:
+			REPORT_GUEST_PRINTF(uc);
+			continue;
+		case UCALL_ABORT:
+			REPORT_GUEST_ASSERT(uc);
+			break;
+		default:
+			TEST_FAIL("the vCPU left with exit reason %u (%s)",
+				  vcpu->run->exit_reason,
+				  exit_reason_str(vcpu->run->exit_reason));
+		}
+	}
+}
+
+void kpt_run_to(struct kvm_vcpu *vcpu, u64 expected)
+{
+	u64 stage = -1;
+
+	TEST_ASSERT(kpt_run_sync(vcpu, &stage),
+		    "the guest is done, not at stage %lu", expected);
+	KPT_EQ(stage, expected);
+}
+
+void kpt_run_done(struct kvm_vcpu *vcpu)
+{
+	u64 stage = -1;
+
+	TEST_ASSERT(!kpt_run_sync(vcpu, &stage),
+		    "the guest is at stage %lu, not done", stage);
+}
+
+void kpt_need_hugepages(int n)
+{
+	const char *path =
+		"/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+	int have = 0;
+	FILE *f = fopen(path, "r+");
+
+	if (!f)
+		kpt_skip("no 2 MiB hugetlb pages in this kernel");
+	if (fscanf(f, "%d", &have) == 1 && have < n) {
+		rewind(f);
+		fprintf(f, "%d\n", n);
+		fflush(f);
+		rewind(f);
+		if (fscanf(f, "%d", &have) != 1)
+			have = 0;
+	}
+	fclose(f);
+	TEST_ASSERT(have >= n, "only %d of %d 2 MiB pages", have, n);
+}
+
+/* ---- debugfs ---- */
+
+static FILE *open_debugfs(const char *file)
+{
+	char path[256];
+	FILE *f;
+
+	snprintf(path, sizeof(path), DEBUGFS "/kvm_page_track/%s", file);
+	f = fopen(path, "r");
+	if (!f) {
+		mount("debugfs", DEBUGFS, "debugfs", 0, NULL);
+		f = fopen(path, "r");
+	}
+	TEST_ASSERT(f, "%s: %s", path, strerror(errno));
+	return f;
+}
+
+struct kpt_vm_stats kpt_debugfs_vm(int pid)
+{
+	static const char * const names[] = {
+		"pid", "pages", "counter_bytes", "notifiers", "events",
+	};
+	struct kpt_vm_stats st = {};
+	int column[ARRAY_SIZE(names)];
+	char line[512], *tok, *save;
+	FILE *f = open_debugfs("vms");
+	u64 v[32];
+	int i, c;
+
+	memset(column, -1, sizeof(column));
+	TEST_ASSERT(fgets(line, sizeof(line), f), "vms has no header line");
+	for (c = 0, tok = strtok_r(line, " \t\n", &save); tok;
+	     tok = strtok_r(NULL, " \t\n", &save), c++) {
+		for (i = 0; i < (int)ARRAY_SIZE(names); i++)
+			if (!strcmp(tok, names[i]))
+				column[i] = c;
+	}
+	for (i = 0; i < (int)ARRAY_SIZE(names); i++)
+		TEST_ASSERT(column[i] >= 0, "vms has no column %s", names[i]);
+
+	while (fgets(line, sizeof(line), f)) {
+		memset(v, 0, sizeof(v));
+		for (c = 0, tok = strtok_r(line, " \t\n", &save);
+		     tok && c < (int)ARRAY_SIZE(v);
+		     tok = strtok_r(NULL, " \t\n", &save), c++)
+			v[c] = strtoull(tok, NULL, 0);
+		if (v[column[0]] != (u64)pid)
+			continue;
+		st.rows++;
+		st.pages += v[column[1]];
+		st.counter_bytes += v[column[2]];
+		st.notifiers += v[column[3]];
+		st.events += v[column[4]];
+	}
+	fclose(f);
+	return st;
+}
+
+int kpt_debugfs_hooks(int *attached)
+{
+	char line[512], fn[128], addr[64], state[64];
+	FILE *f = open_debugfs("hooks");
+	int n = 0;
+
+	*attached = 0;
+	while (fgets(line, sizeof(line), f)) {
+		/* an optional header line has no address */
+		if (sscanf(line, "%127s %63s %63s", fn, addr, state) != 3 ||
+		    !strtoull(addr, NULL, 16))
+			continue;
+		n++;
+		if (!strncmp(state, "attached", 8))
+			++*attached;
+	}
+	fclose(f);
+	return n;
+}
+
+/* ---- the runner ---- */
+
+void kpt_skip(const char *fmt, ...)
+{
+	va_list ap;
+
+	printf("# SKIP: ");
+	va_start(ap, fmt);
+	vprintf(fmt, ap);
+	va_end(ap);
+	printf("\n");
+	fflush(stdout);
+	_exit(KSFT_SKIP);
+}
+
+static const char * const complaints[] = {
+	"WARNING:", "BUG:", "BUG ", "Oops", "general protection", "Call Trace",
+	"INFO: task", "rcu_preempt self-detected", "detected stalls",
+	"suspicious RCU", "possible circular locking", "KASAN", "UBSAN",
+	"refcount_t:", "use-after-free", "list_del corruption",
+	"list_add corruption", "unable to handle", "ftrace failed",
+};
+
+/* Did the kernel complain since the last call? */
+static bool kernel_complained(int kmsg)
+{
+	bool found = false;
+	char rec[8192];
+	ssize_t n;
+	size_t i;
+
+	while (kmsg >= 0) {
+		n = read(kmsg, rec, sizeof(rec) - 1);
+		if (n < 0 && errno == EPIPE)	/* overwritten: go on */
+			continue;
+		if (n <= 0)
+			break;
+		rec[n] = 0;
+		for (i = 0; i < ARRAY_SIZE(complaints); i++) {
+			if (strstr(rec, complaints[i])) {
+				printf("# kernel: %s\n",
+				       strchr(rec, ';') ?: rec);
+				found = true;
+				break;
+			}
+		}
+	}
+	return found;
+}
+
+static int run_one(const struct kpt_test *t, unsigned int need)
+{
+	unsigned int limit = t->timeout ?: 60;
+	int status, i;
+	pid_t pid;
+
+	fflush(NULL);
+	pid = fork();
+	if (!pid) {
+		setpgid(0, 0);
+		setvbuf(stdout, NULL, _IOLBF, 0);
+		kpt_stock = kpt_open(STOCK);
+		kpt_dev = need & KPT_NEED_CLIENT ? kpt_open(CLIENT) : kpt_stock;
+		t->fn();
+		fflush(NULL);
+		_exit(KSFT_PASS);
+	}
+	if (pid < 0)
+		return KSFT_FAIL;
+
+	for (i = 0; i < (int)limit * 20; i++) {
+		if (waitpid(pid, &status, WNOHANG) == pid)
+			goto ended;
+		usleep(50000);
+	}
+	printf("# no end after %u s\n", limit);
+	kill(-pid, SIGKILL);
+	kill(pid, SIGKILL);
+	waitpid(pid, &status, 0);
+	return KSFT_FAIL;
+
+ended:
+	/* threads and children of the test go with it */
+	kill(-pid, SIGKILL);
+	if (WIFSIGNALED(status)) {
+		printf("# killed by signal %d\n", WTERMSIG(status));
+		return KSFT_FAIL;
+	}
+	return WEXITSTATUS(status) == KSFT_PASS ||
+	       WEXITSTATUS(status) == KSFT_SKIP ? WEXITSTATUS(status) :
+						  KSFT_FAIL;
+}
+
+int kpt_main(const struct kpt_test *tests, int n, unsigned int modules)
+{
+	const char *only = getenv("KPT_ONLY");
+	struct timespec a, b;
+	int kmsg, i, r;
+	double s;
+
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	ksft_print_header();
+	kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	if (kmsg >= 0)
+		lseek(kmsg, 0, SEEK_END);
+	setup_modules(modules);
+	ksft_print_msg("nested paging: %s\n", kpt_tdp() ? "on" : "off");
+	ksft_set_plan(n);
+
+	for (i = 0; i < n; i++) {
+		if (only && !strstr(tests[i].name, only)) {
+			ksft_test_result_skip("%s (not asked for)\n",
+					      tests[i].name);
+			continue;
+		}
+		clock_gettime(CLOCK_MONOTONIC, &a);
+		r = run_one(&tests[i], modules);
+		clock_gettime(CLOCK_MONOTONIC, &b);
+		s = b.tv_sec - a.tv_sec + (b.tv_nsec - a.tv_nsec) / 1e9;
+		if (kernel_complained(kmsg))
+			r = KSFT_FAIL;
+		printf("# %s: %.1f s\n", tests[i].name, s);
+		ksft_test_result_report(r, "%s\n", tests[i].name);
+	}
+
+	/* loads and unloads: their complaints count as well */
+	restore_modules();
+	main_pid = 0;
+	if (kernel_complained(kmsg))
+		ksft_exit_fail_msg("the kernel complained while modules were restored\n");
+	ksft_finished();
+}

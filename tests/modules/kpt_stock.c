@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A client of upstream's page tracking, straight from kvm.ko, for the tests.
+ * It does not depend on kvm_page_track.ko: its notifiers and pages may be made
+ * before that module is loaded and outlive it.  KPT_INSPECT reads KVM's own
+ * structures, so that a test need not believe what the tracker says of itself.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/kvm_host.h>
+#include <asm/kvm_page_track.h>
+
+typedef struct kvm_page_track_notifier_node kpt_tracker_t;
+
+#include "kpt_core.h"
+
+#ifdef CONFIG_KVM_EXTERNAL_WRITE_TRACKING
+
+static struct kpt_node *to_kpt_node(struct kvm_page_track_notifier_node *n)
+{
+	return container_of(n, struct kpt_node, tracker);
+}
+
+static void track_write(gpa_t gpa, const u8 *new, int bytes,
+			struct kvm_page_track_notifier_node *n)
+{
+	kpt_on_write(to_kpt_node(n), gpa, new, bytes);
+}
+
+static void track_remove_region(gfn_t gfn, unsigned long nr_pages,
+				struct kvm_page_track_notifier_node *n)
+{
+	kpt_on_remove_region(to_kpt_node(n), gfn, nr_pages);
+}
+
+static int kpt_api_page(u32 op, struct kvm *kvm, gfn_t gfn, u64 nr, u32 mode)
+{
+	switch (op) {
+	case KPT_OP_ADD_PAGE:
+	case KPT_OP_WRITE_ADD:
+		return kvm_write_track_add_gfn(kvm, gfn);
+	case KPT_OP_REMOVE_PAGE:
+	case KPT_OP_WRITE_REMOVE:
+		return kvm_write_track_remove_gfn(kvm, gfn);
+	default:
+		return -ENOSYS;
+	}
+}
+
+static int kpt_api_register(u32 type, struct kvm *kvm, struct kpt_node *node)
+{
+	if (type != KPT_NOTIFIER)
+		return -ENOSYS;
+
+	if (node) {
+		node->tracker.track_write = track_write;
+		node->tracker.track_remove_region = track_remove_region;
+	}
+	return kvm_page_track_register_notifier(kvm, node ? &node->tracker :
+						NULL);
+}
+
+static void kpt_api_unregister(u32 type, struct kvm *kvm, struct kpt_node *node)
+{
+	kvm_page_track_unregister_notifier(kvm, node ? &node->tracker : NULL);
+}
+
+static void kpt_inspect_tracker(struct kvm *kvm, struct kpt_inspect *in)
+{
+	in->external_enabled =
+		READ_ONCE(kvm->arch.external_write_tracking_enabled);
+	in->list_empty =
+		hlist_empty(&kvm->arch.track_notifier_head.track_notifier_list);
+}
+
+#else /* CONFIG_KVM_EXTERNAL_WRITE_TRACKING */
+
+/* Here kvm.ko offers nothing to other modules: only the inspector is left. */
+static int kpt_api_page(u32 op, struct kvm *kvm, gfn_t gfn, u64 nr, u32 mode)
+{
+	return -ENOSYS;
+}
+
+static int kpt_api_register(u32 type, struct kvm *kvm, struct kpt_node *node)
+{
+	return -ENOSYS;
+}
+
+static void kpt_api_unregister(u32 type, struct kvm *kvm, struct kpt_node *node)
+{
+}
+
+static void kpt_inspect_tracker(struct kvm *kvm, struct kpt_inspect *in)
+{
+	in->list_empty = 1;
+}
+
+#endif /* CONFIG_KVM_EXTERNAL_WRITE_TRACKING */
+
+static int kpt_api_slot_page(u32 op, struct kvm *kvm,
+			     struct kvm_memory_slot *slot, gfn_t gfn, u32 mode)
+{
+	return -ENOSYS;
+}
+
+static unsigned long lpage_index(const struct kvm_memory_slot *slot, gfn_t gfn,
+				 int level)
+{
+	int shift = KVM_HPAGE_GFN_SHIFT(level);
+
+	return (gfn >> shift) - (slot->base_gfn >> shift);
+}
+
+static void kpt_inspect_slot(const struct kvm_memory_slot *slot, gfn_t gfn,
+			     struct kpt_inspect *in)
+{
+	unsigned long i;
+
+	in->has_slot = 1;
+	in->slot_id = slot->id;
+	in->slot_flags = slot->flags;
+	in->base_gfn = slot->base_gfn;
+	in->npages = slot->npages;
+
+	if (slot->arch.gfn_write_track) {
+		in->has_array = 1;
+		in->count = slot->arch.gfn_write_track[gfn - slot->base_gfn];
+		for (i = 0; i < slot->npages; i++)
+			in->slot_sum += slot->arch.gfn_write_track[i];
+	}
+	if (slot->arch.lpage_info[0]) {
+		i = lpage_index(slot, gfn, PG_LEVEL_2M);
+		in->lpage_2m = slot->arch.lpage_info[0][i].disallow_lpage;
+	}
+	if (slot->arch.lpage_info[1]) {
+		i = lpage_index(slot, gfn, PG_LEVEL_1G);
+		in->lpage_1g = slot->arch.lpage_info[1][i].disallow_lpage;
+	}
+}
+
+static long kpt_inspect(struct kpt_inspect __user *arg)
+{
+	struct kpt_inspect in, out = {};
+	struct kvm_memory_slot *slot;
+	struct kvm *kvm;
+	int idx;
+
+	if (copy_from_user(&in, arg, sizeof(in)))
+		return -EFAULT;
+
+	kvm = kpt_get_kvm(in.vm_fd);
+	if (!kvm)
+		return -EBADF;
+
+	out.vm_fd = in.vm_fd;
+	out.as_id = in.as_id;
+	out.gfn = in.gfn;
+	out.nr_as = kvm_arch_nr_memslot_as_ids(kvm);
+	if (in.as_id >= out.nr_as) {
+		kvm_put_kvm(kvm);
+		return -EDOM;
+	}
+
+	idx = srcu_read_lock(&kvm->srcu);
+	write_lock(&kvm->mmu_lock);
+	slot = __gfn_to_memslot(__kvm_memslots(kvm, in.as_id), in.gfn);
+	if (slot)
+		kpt_inspect_slot(slot, in.gfn, &out);
+	write_unlock(&kvm->mmu_lock);
+	srcu_read_unlock(&kvm->srcu, idx);
+
+	kpt_inspect_tracker(kvm, &out);
+	out.users_count = refcount_read(&kvm->users_count) - 1;
+	kvm_put_kvm(kvm);
+
+	return copy_to_user(arg, &out, sizeof(out)) ? -EFAULT : 0;
+}
+
+static long kpt_other_ioctl(unsigned int cmd, void __user *arg)
+{
+	return cmd == KPT_INSPECT ? kpt_inspect(arg) : -ENOTTY;
+}
+
+MODULE_DESCRIPTION("Test client of upstream's page tracking, and inspector");
+MODULE_LICENSE("GPL");
