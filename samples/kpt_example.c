@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* The client of README.md: watch one page of a VM. */
+#include <linux/module.h>
+
+#include <kvm_page_track.h>
+
+static void on_write(gpa_t gpa, const u8 *new, int bytes,
+		     struct kvm_page_track_notifier_node *node)
+{
+	pr_info("guest wrote %d bytes at %#llx: %*ph\n", bytes, gpa, bytes, new);
+}
+
+static struct kvm_page_track_client client = { .node.track_write = on_write };
+
+/* Called in the process of the VM, for example from an ioctl. */
+int example_watch(struct kvm *kvm, gfn_t gfn);
+int example_watch(struct kvm *kvm, gfn_t gfn)
+{
+	int r = kvm_page_track_register_client(kvm, &client);
+
+	if (!r) {
+		r = kvm_page_track_add_page(kvm, gfn, KVM_PAGE_TRACK_WRITE);
+		if (r)
+			kvm_page_track_unregister_client(kvm, &client);
+	}
+	return r;
+}
+
+void example_unwatch(struct kvm *kvm, gfn_t gfn);
+void example_unwatch(struct kvm *kvm, gfn_t gfn)
+{
+	kvm_page_track_remove_page(kvm, gfn, KVM_PAGE_TRACK_WRITE);
+	kvm_page_track_unregister_client(kvm, &client);
+}
+
+EXPORT_SYMBOL_GPL(example_watch);
+EXPORT_SYMBOL_GPL(example_unwatch);
+MODULE_DESCRIPTION("The client of README.md");
+MODULE_LICENSE("GPL");
