@@ -13,7 +13,7 @@ OUT := $(TOP)/build
 JOBS ?= $(shell nproc)
 SHELL := /bin/bash
 
-.PHONY: all module metadata tests-build test demo check shell setup update \
+.PHONY: all module tests-build demo-build test demo check shell setup update \
 	initramfs clean distclean help
 
 all: module
@@ -56,6 +56,10 @@ tests-build:
 	$(MAKE) -C tests -j$(JOBS) KDIR=$(KDIR) O=$(OUT)/tests \
 		KPT_SYMVERS=$(OUT)/module/Module.symvers KERNELRELEASE="$$rel"
 
+# The program of make demo; after tests-build.
+demo-build: tests-build
+	@$(MAKE) -C demo KDIR=$(KDIR) O=$(OUT)/tests
+
 else
 # ---------------------------------------------------------------------------
 # In the toolchain root.
@@ -83,7 +87,7 @@ check: setup
 	@scripts/in-root.sh scripts/check.sh
 
 initramfs: setup
-	@scripts/in-root.sh make module tests-build
+	@scripts/in-root.sh make --no-print-directory module demo-build
 	@scripts/initramfs.sh
 
 shell: initramfs

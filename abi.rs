@@ -165,3 +165,42 @@ unsafe extern "C" fn kvm_page_track_unregister_client(
         notifier::unregister_client(kvm, client);
     }
 }
+
+#[kernel::macros::kunit_tests(kvm_page_track_abi)]
+#[allow(unsafe_op_in_unsafe_fn)]
+mod tests {
+    use super::*;
+    use crate::kvm::unit::with_blank_vm;
+    use core::ptr::null_mut;
+
+    #[test]
+    fn bad_arguments_have_their_errno() {
+        let einval = EINVAL.to_errno();
+        with_blank_vm(|kvm, _| {
+            let vm = kvm.as_ptr();
+            // SAFETY: A VM that is all zeroes and NULL pointers are what these calls must refuse
+            // before they look at anything.
+            unsafe {
+                assert_eq!(kvm_page_track_add_page(null_mut(), 0, WRITE), einval);
+                assert_eq!(kvm_page_track_remove_page(null_mut(), 0, WRITE), einval);
+                assert_eq!(kvm_page_track_prepare(null_mut(), 0, 1), einval);
+                for mode in [WRITE + 1, 100, c_uint::MAX] {
+                    assert_eq!(kvm_page_track_add_page(vm, 0, mode), einval);
+                    assert_eq!(kvm_page_track_remove_page(vm, 0, mode), einval);
+                }
+                let no_slot = null_mut();
+                assert_eq!(kvm_slot_page_track_add_page(vm, no_slot, 0, WRITE), einval);
+                assert_eq!(
+                    kvm_slot_page_track_remove_page(vm, no_slot, 0, WRITE),
+                    einval
+                );
+                assert_eq!(kvm_page_track_register_client(vm, null_mut()), einval);
+                assert_eq!(
+                    kvm_page_track_register_client(null_mut(), null_mut()),
+                    einval
+                );
+                kvm_page_track_unregister_client(null_mut(), null_mut());
+            }
+        });
+    }
+}

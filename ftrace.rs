@@ -56,6 +56,11 @@ impl Jump {
         self.symbol
     }
 
+    /// The address of the replacement.
+    pub(crate) fn replacement(&self) -> usize {
+        self.replacement as usize
+    }
+
     /// Where it is, if the jump is attached.
     pub(crate) fn attached_at(&self) -> Option<usize> {
         match self.address.load(Relaxed) {
@@ -71,7 +76,7 @@ impl Jump {
     /// `EBUSY` if somebody else has replaced the function, `EINVAL` if ftrace has no call site
     /// there, and what else ftrace says.
     pub(crate) fn attach(&'static self, address: usize) -> Result {
-        let target = self.replacement as usize;
+        let target = self.replacement();
         if target & JMP != 0 {
             return Err(EINVAL);
         }
@@ -101,7 +106,7 @@ impl Jump {
         if self.attached_at().is_none() {
             return Ok(());
         }
-        let target = self.replacement as usize;
+        let target = self.replacement();
         // SAFETY: Attached with the same arguments.
         to_result(unsafe {
             bindings::unregister_ftrace_direct(self.ops.get(), target | JMP, true)

@@ -610,3 +610,98 @@ impl<'a> NewSlot<'a> {
         }
     }
 }
+
+/// Blank structures for the unit tests of what is logic. KVM itself is tested in tests/.
+#[cfg(CONFIG_KUNIT = "y")]
+pub(crate) mod unit {
+    use super::*;
+    use kernel::alloc::KVBox;
+
+    /// Calls `f` with a VM that is all zeroes and nobody else knows, as if `mmu_lock` was held.
+    pub(crate) fn with_blank_vm(f: impl FnOnce(&Kvm, &MmuWrite<'_>)) {
+        // SAFETY: All zeroes is a value of these C structures.
+        let blank = KVBox::<bindings::kvm>::new_uninit(GFP_KERNEL | __GFP_ZERO).unwrap();
+        let ptr = NonNull::from(&*blank).cast::<bindings::kvm>();
+        // SAFETY: The memory outlives the call, and nobody else can lock or free this VM.
+        let kvm = unsafe { Kvm::from_ptr(ptr) };
+        // SAFETY: As above.
+        f(kvm, &unsafe { kvm.assume_mmu_locked() });
+    }
+
+    /// Calls `f` with a memslot of `npages` pages at `base_gfn` that is in no VM.
+    pub(crate) fn with_blank_slot(base_gfn: Gfn, npages: u64, f: impl FnOnce(&Memslot)) {
+        let mut blank =
+            KBox::<bindings::kvm_memory_slot>::new_uninit(GFP_KERNEL | __GFP_ZERO).unwrap();
+        let ptr = blank.as_mut_ptr();
+        // SAFETY: The memory is zeroed and ours.
+        let slot = unsafe {
+            (*ptr).base_gfn = base_gfn;
+            (*ptr).npages = npages as usize;
+            Memslot::from_ptr(NonNull::new_unchecked(ptr))
+        };
+        f(slot);
+        // SAFETY: vfree() of what `alloc_counters` made, or of NULL.
+        unsafe { kernel::bindings::vfree((*ptr).arch.gfn_write_track.cast()) };
+    }
+}
+
+#[kernel::macros::kunit_tests(kvm_page_track_kvm)]
+#[allow(unsafe_op_in_unsafe_fn)]
+mod tests {
+    use super::unit::{with_blank_slot, with_blank_vm};
+    use super::*;
+
+    #[test]
+    fn counters_come_on_demand() {
+        with_blank_slot(0x100, 0x40, |slot| {
+            assert!(slot.counters().is_none());
+            slot.alloc_counters().unwrap();
+            let first = slot.counters().unwrap();
+            for gfn in 0x100..0x140 {
+                assert_eq!(first.get(gfn), 0);
+            }
+            // A second allocation changes nothing.
+            slot.alloc_counters().unwrap();
+            assert!(slot.counters().unwrap().array == first.array);
+        });
+    }
+
+    #[test]
+    fn counters_end_with_the_memslot() {
+        with_blank_vm(|_, mmu| {
+            with_blank_slot(0x100, 0x40, |slot| {
+                slot.alloc_counters().unwrap();
+                let counters = slot.counters().unwrap();
+                counters.set(mmu, 0x100, 1);
+                counters.set(mmu, 0x13f, u16::MAX);
+                counters.set(mmu, 0xff, 5);
+                counters.set(mmu, 0x140, 5);
+                assert_eq!(counters.get(0x100), 1);
+                assert_eq!(counters.get(0x101), 0);
+                assert_eq!(counters.get(0x13f), u16::MAX);
+                assert_eq!(counters.get(0xff), 0);
+                assert_eq!(counters.get(0x140), 0);
+                assert_eq!(counters.get(u64::MAX), 0);
+                assert!(slot.contains(0x100) && slot.contains(0x13f));
+                assert!(!slot.contains(0xff) && !slot.contains(0x140));
+            });
+        });
+    }
+
+    #[test]
+    fn counters_change_hands() {
+        with_blank_vm(|kvm, mmu| {
+            with_blank_slot(0x100, 0x40, |old| {
+                with_blank_slot(0x120, 0x40, |new| {
+                    old.alloc_counters().unwrap();
+                    old.counters().unwrap().set(mmu, 0x103, 9);
+                    // SAFETY: Nobody else knows these memslots.
+                    unsafe { NewSlot::new(kvm, new) }.take_counters(old);
+                    assert!(old.counters().is_none());
+                    assert_eq!(new.counters().unwrap().get(0x123), 9);
+                    assert_eq!(new.counters().unwrap().get(0x122), 0);
+                });
+            });
+        });
+    }
+}

@@ -245,3 +245,44 @@ pub(crate) fn detach() {
     }
     guard::drain();
 }
+
+#[kernel::macros::kunit_tests(kvm_page_track_mmu_hooks)]
+#[allow(unsafe_op_in_unsafe_fn)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_function_is_replaced_twice() {
+        for (i, hook) in HOOKS.iter().enumerate() {
+            assert!(!hook.symbol().name().is_empty());
+            assert!(!hook.symbol().name().contains(':'));
+            for other in &HOOKS[i + 1..] {
+                assert!(hook.symbol().name() != other.symbol().name());
+                assert!(hook.replacement() != other.replacement());
+            }
+        }
+    }
+
+    #[test]
+    fn replacements_can_carry_the_jump_tag() {
+        for hook in &HOOKS {
+            assert_eq!(hook.replacement() & 1, 0);
+        }
+    }
+
+    #[test]
+    fn registration_comes_last_and_readers_come_before_writers() {
+        let at = |name| {
+            HOOKS
+                .iter()
+                .position(|hook| hook.symbol().name() == name)
+                .unwrap()
+        };
+        assert_eq!(at("kvm_page_track_register_notifier"), HOOKS.len() - 1);
+        assert!(at("kvm_gfn_is_write_tracked") < at("kvm_page_track_create_memslot"));
+        assert!(at("__kvm_page_track_write") < at("kvm_page_track_create_memslot"));
+        assert!(at("kvm_page_track_create_memslot") < at("__kvm_write_track_add_gfn"));
+        assert!(at("__kvm_write_track_add_gfn") < at("kvm_write_track_add_gfn"));
+        assert!(at("kvm_write_track_remove_gfn") < at("kvm_page_track_register_notifier"));
+    }
+}

@@ -343,3 +343,63 @@ impl<'k> KvmNotifiers<'k> {
         unsafe { bindings::cleanup_srcu_struct(self.srcu()) };
     }
 }
+
+#[kernel::macros::kunit_tests(kvm_page_track_notifier_list)]
+#[allow(unsafe_op_in_unsafe_fn)]
+mod tests {
+    use super::*;
+    use crate::kvm::unit::with_blank_vm;
+
+    /// Two clients, all zeroes, that outlive the test's list.
+    fn with_clients(f: impl FnOnce(&NotifierList, &Client, &Client, &MmuWrite<'_>)) {
+        let list = KBox::pin_init(NotifierList::new(), GFP_KERNEL).unwrap();
+        let clients =
+            KBox::<[bindings::kvm_page_track_client; 2]>::new_uninit(GFP_KERNEL | __GFP_ZERO)
+                .unwrap();
+        let first = NonNull::from(&*clients).cast::<bindings::kvm_page_track_client>();
+        // SAFETY: The memory is zeroed, and outlives the call.
+        let (a, b) = unsafe { (Client::from_ptr(first), Client::from_ptr(first.add(1))) };
+        with_blank_vm(|_, mmu| f(&list, a, b, mmu));
+    }
+
+    fn addresses(list: &NotifierList) -> KVec<usize> {
+        let mut all = KVec::new();
+        list.read()
+            .for_each(|client| all.push(client.node().address(), GFP_KERNEL).unwrap());
+        all
+    }
+
+    #[test]
+    fn a_client_is_in_the_list_once() {
+        with_clients(|list, a, b, mmu| {
+            assert!(list.insert(a, mmu));
+            assert!(!list.insert(a, mmu));
+            assert!(list.insert(b, mmu));
+            assert_eq!(addresses(list).len(), 2);
+            assert!(list.remove(a, mmu));
+            assert!(!list.remove(a, mmu));
+            assert_eq!(addresses(list).len(), 1);
+            assert_eq!(addresses(list)[0], b.node().address());
+            assert!(list.insert(a, mmu));
+            assert_eq!(addresses(list).len(), 2);
+        });
+    }
+
+    #[test]
+    fn a_client_is_in_one_list() {
+        with_clients(|list, a, _, mmu| {
+            let other = KBox::pin_init(NotifierList::new(), GFP_KERNEL).unwrap();
+            assert!(list.insert(a, mmu));
+            assert!(!other.insert(a, mmu));
+            assert!(!other.remove(a, mmu));
+            assert!(list.remove(a, mmu));
+            assert!(other.insert(a, mmu));
+            assert!(other.remove(a, mmu));
+        });
+    }
+
+    #[test]
+    fn without_a_callback_no_move() {
+        with_clients(|_, a, _, _| assert!(!a.follows_moves()));
+    }
+}

@@ -223,3 +223,136 @@ impl Owners {
         Ok(())
     }
 }
+
+#[kernel::macros::kunit_tests(kvm_page_track_owners)]
+#[allow(unsafe_op_in_unsafe_fn)]
+mod tests {
+    use super::*;
+    use crate::kvm::unit::with_blank_vm;
+
+    fn owners() -> Pin<KBox<Owners>> {
+        KBox::pin_init(Owners::new(), GFP_KERNEL).unwrap()
+    }
+
+    #[test]
+    fn entry_survives_encoding() {
+        for count in [0, 1, MAX_USERS, u16::MAX] {
+            for prepared in [false, true] {
+                let entry = Entry { count, prepared };
+                assert!(Entry::from_number(entry.number()) == entry);
+            }
+        }
+    }
+
+    #[test]
+    fn add_needs_room() {
+        with_blank_vm(|_, mmu| {
+            let owners = owners();
+            assert_eq!(owners.add(mmu, 7), Err(ENOMEM));
+            assert_eq!(owners.tracked(), 0);
+            owners.reserve(7).unwrap();
+            assert_eq!(owners.tracked(), 0);
+            assert_eq!(owners.add(mmu, 7), Ok(0));
+            assert_eq!(owners.tracked(), 1);
+        });
+    }
+
+    #[test]
+    fn as_many_removes_as_adds() {
+        with_blank_vm(|_, mmu| {
+            let owners = owners();
+            assert_eq!(owners.remove(mmu, 7), Err(ENOENT));
+            owners.reserve(7).unwrap();
+            assert_eq!(owners.remove(mmu, 7), Err(ENOENT));
+            for n in 0..5 {
+                assert_eq!(owners.add(mmu, 7), Ok(n));
+            }
+            assert_eq!(owners.tracked(), 1);
+            for n in (0..5).rev() {
+                assert_eq!(owners.remove(mmu, 7), Ok(()));
+                assert_eq!(owners.count(7), n);
+            }
+            assert_eq!(owners.remove(mmu, 7), Err(ENOENT));
+            assert_eq!(owners.tracked(), 0);
+            assert!(!owners.is_reserved(7));
+        });
+    }
+
+    #[test]
+    fn users_of_a_page_are_limited() {
+        with_blank_vm(|_, mmu| {
+            let owners = owners();
+            owners.reserve(7).unwrap();
+            for _ in 0..MAX_USERS {
+                owners.add(mmu, 7).unwrap();
+            }
+            assert_eq!(owners.add(mmu, 7), Err(EOVERFLOW));
+            assert_eq!(owners.count(7), MAX_USERS);
+            owners.remove(mmu, 7).unwrap();
+            assert_eq!(owners.add(mmu, 7), Ok(MAX_USERS - 1));
+        });
+    }
+
+    #[test]
+    fn prepared_room_stays() {
+        with_blank_vm(|_, mmu| {
+            let owners = owners();
+            assert_eq!(owners.keep(mmu, 7), Err(ENOMEM));
+            owners.reserve(7).unwrap();
+            owners.keep(mmu, 7).unwrap();
+            owners.add(mmu, 7).unwrap();
+            owners.remove(mmu, 7).unwrap();
+            assert!(owners.is_reserved(7));
+            assert_eq!(owners.add(mmu, 7), Ok(0));
+        });
+    }
+
+    #[test]
+    fn counts_follow_a_move() {
+        // To the right by one, to the left by one, by all but one, and far away.
+        for to in [101, 99, 109, 91, 5000] {
+            with_blank_vm(|_, mmu| {
+                let owners = owners();
+                for (gfn, count) in [(100, 3), (101, 1), (104, 2), (109, 4), (110, 9)] {
+                    owners.reserve(gfn).unwrap();
+                    for _ in 0..count {
+                        owners.add(mmu, gfn).unwrap();
+                    }
+                }
+                owners.relocate(100, to, 10).unwrap();
+                for gfn in 80..130 {
+                    let expected = match (gfn + 100_u64).wrapping_sub(to) {
+                        100 => 3,
+                        101 => 1,
+                        104 => 2,
+                        109 => 4,
+                        _ if gfn == 110 => 9,
+                        _ => 0,
+                    };
+                    // The target of a real move holds no tracked page outside the moving range.
+                    if gfn != 110 || to != 101 {
+                        assert_eq!(owners.count(gfn), expected);
+                    }
+                }
+                assert_eq!(owners.count(to + 9), 4);
+            });
+        }
+    }
+
+    #[test]
+    fn a_deleted_range_is_forgotten() {
+        with_blank_vm(|_, mmu| {
+            let owners = owners();
+            for gfn in 0..20 {
+                owners.reserve(gfn).unwrap();
+                owners.add(mmu, gfn).unwrap();
+            }
+            owners.forget(5, 10);
+            assert_eq!(owners.tracked(), 10);
+            for gfn in 0..20 {
+                assert_eq!(owners.count(gfn), u16::from(!(5..15).contains(&gfn)));
+                assert_eq!(owners.is_reserved(gfn), !(5..15).contains(&gfn));
+            }
+        });
+    }
+}

@@ -60,33 +60,43 @@ build_check() {
 	fi
 }
 
-# Not for code outside the kernel's tree: MAINTAINERS, SPDX of other kinds, and
-# KERNEL_VERSION() checks, which a module for several kernels needs.  The test
-# modules share a header with user space (no BIT macro) and hand out errnos that
-# no function of the API returns (ENOSYS).  User space programs (kselftests,
-# demo) are not bound by what is said of kernel code alone.
+# checkpatch.pl of this very kernel.  Not for code outside the kernel's tree:
+# MAINTAINERS, SPDX comment style, KERNEL_VERSION() checks.
 checkpatch() {
 	local ignore=FILE_PATH_CHANGES,SPDX_LICENSE_TAG,LINUX_VERSION_CODE
-	perl "$KDIR/scripts/checkpatch.pl" --no-tree --strict --terse --quiet \
-		--no-summary --show-types --ignore "$ignore$1" -f "${@:2}"
+	perl "$KDIR/scripts/checkpatch.pl" --no-tree --terse --quiet \
+		--no-summary --show-types --ignore "$ignore${1:+,$1}" "${@:2}"
 }
 
-kernel_c=(*.c *.h include/*.h)
+kernel_c=(*.c *.h include/*.h samples/*.[ch])
 test_c=(tests/modules/*.[ch])
 user_c=(tests/kselftest/*.[ch] demo/*.[ch])
+
+# The functions that exports.c exports are Rust.
+kernel_c_check() {
+	checkpatch EXPORT_SYMBOL --strict -f "${kernel_c[@]}"
+}
+
+# They share a header with user space (no BIT macro), hand out errnos that no
+# function of the API returns (ENOSYS), and name one type differently in each
+# module.
+test_c_check() {
+	checkpatch BIT_MACRO,ENOSYS,NEW_TYPEDEFS --strict -f "${test_c[@]}"
+}
+
+# User space: no kernel macros for attributes, memory shared with a guest is
+# volatile.
+user_c_check() {
+	checkpatch VOLATILE,PREFER_DEFINED_ATTRIBUTE_MACRO,EMBEDDED_FUNCTION_NAME,COMPLEX_MACRO \
+		-f "${user_c[@]}"
+}
 
 check "rustfmt" rustfmt_check
 check "module builds without a warning" build_check
 check "clippy" clippy_check
-if [ ${#kernel_c[@]} -gt 0 ]; then
-	check "checkpatch: kernel code" checkpatch "" "${kernel_c[@]}"
-fi
-if [ ${#test_c[@]} -gt 0 ]; then
-	check "checkpatch: test modules" checkpatch ",BIT_MACRO,ENOSYS" "${test_c[@]}"
-fi
-if [ ${#user_c[@]} -gt 0 ]; then
-	check "checkpatch: programs" checkpatch ",BIT_MACRO,CAMELCASE,PREFER_FALLTHROUGH" "${user_c[@]}"
-fi
+check "checkpatch: kernel code" kernel_c_check
+check "checkpatch: test modules" test_c_check
+check "checkpatch: programs" user_c_check
 check "shellcheck" shellcheck -x scripts/*.sh scripts/jobs/* .ci/run
 check "no indirect calls to KVM" scripts/check-indirect-calls.sh build/module/kvm_page_track.ko
 

@@ -30,10 +30,11 @@ function start(name) {
 	prog = name
 	plan = -1
 	points = bad = 0
-	last = ""
 	whole = ""
+	forget()
 }
-function end(rc) {
+function end(rc, before) {
+	before = failed
 	if (whole != "")
 		skip(prog, whole)
 	else if (plan < 0)
@@ -43,7 +44,19 @@ function end(rc) {
 		     (rc != "" ? ", exit status " rc : "") note())
 	else if (rc != 0 && rc != 4 && !bad)
 		fail(prog ": exit status " rc note())
+	if (failed > before)
+		show()
+	forget()
 	prog = ""
+}
+function forget() {
+	lines = 0
+	last = reason = ""
+}
+function show(i) {
+	for (i = 1; i <= lines; i++)
+		emit("    ", line[i])
+	forget()
 }
 function note() { return last == "" ? "" : " (" last ")" }
 
@@ -66,6 +79,7 @@ BEGIN { reset() }
 /^# kpt-vm: .* end=/ {
 	if (prog != "") {
 		fail(prog ": the machine ended in it" note())
+		show()
 		prog = ""
 	}
 	text = $0
@@ -106,23 +120,35 @@ prog == "" { next }
 	text = prog ": " text
 	if (match(text, / *# *[Ss][Kk][Ii][Pp]/)) {
 		why = substr(text, RSTART + RLENGTH)
+		text = substr(text, 1, RSTART - 1)
 		sub(/^[^A-Za-z0-9]*/, "", why)
-		skip(substr(text, 1, RSTART - 1), why)
+		# kselftest puts the name where the reason should be; the
+		# reason is in the line before
+		if (text == prog ":") {
+			text = text " " why
+			why = reason
+		}
+		skip(text, why)
 	} else if (isbad) {
 		bad++
-		fail(text note())
+		show()
+		fail(text)
 	} else
 		pass(text)
-	last = ""
+	forget()
 	next
 }
-/^Bail out!/ { last = $0; next }
+# What is no TAP is shown if a failure follows.
+/^Bail out!/ { last = $0 }
+/^# SKIP: / { reason = substr($0, 9) }
 NF {
-	last = $0
-	sub(/^# */, "", last)
-	last = substr(last, 1, 160)
-	# everything that is no TAP is shown, for whoever reads a failure
-	emit("    ", $0)
+	if (!/^Bail/) {
+		last = $0
+		sub(/^# */, "", last)
+		last = substr(last, 1, 160)
+	}
+	if (lines < 60)
+		line[++lines] = $0
 }
 END {
 	if (prog != "")

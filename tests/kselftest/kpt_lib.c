@@ -133,6 +133,16 @@ static void restore_modules(void)
 	want(STOCK, had_stock);
 }
 
+static void needed_modules(unsigned int need)
+{
+	want(STOCK, true);
+	if (!(need & KPT_NEED_CLIENT))
+		want(CLIENT, false);
+	want(MODULE, !(need & KPT_WANT_C));
+	if (need & KPT_NEED_CLIENT)
+		want(CLIENT, true);
+}
+
 static void setup_modules(unsigned int need)
 {
 	main_pid = getpid();
@@ -141,12 +151,7 @@ static void setup_modules(unsigned int need)
 	had_stock = kpt_mod_loaded(STOCK);
 	atexit(restore_modules);
 
-	want(STOCK, true);
-	if (!(need & KPT_NEED_CLIENT))
-		want(CLIENT, false);
-	want(MODULE, !(need & KPT_WANT_C));
-	if (need & KPT_NEED_CLIENT)
-		want(CLIENT, true);
+	needed_modules(need);
 }
 
 /* ---- devices ---- */
@@ -534,6 +539,8 @@ int kpt_main(const struct kpt_test *tests, int n, unsigned int modules)
 					      tests[i].name);
 			continue;
 		}
+		/* a test that failed may have left them otherwise */
+		needed_modules(modules);
 		clock_gettime(CLOCK_MONOTONIC, &a);
 		r = run_one(&tests[i], modules);
 		clock_gettime(CLOCK_MONOTONIC, &b);

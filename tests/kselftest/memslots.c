@@ -283,7 +283,7 @@ static void expect_move(int id, u64 from, u64 to)
 static void moves(void)
 {
 	/* away, by one page (both ways), by all but one, next door, back */
-	static const s64 steps[] = { 0x100, 1, -1, NPAGES - 1, NPAGES, -0x10f - 15 };
+	static const s64 steps[] = { 0x100, 1, -1, NPAGES - 1, NPAGES, -0x11f };
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm = kpt_vm(&vcpu, guest_code, NPAGES,
 				   VM_MEM_SRC_ANONYMOUS);
