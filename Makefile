@@ -10,6 +10,7 @@
 
 TOP := $(CURDIR)
 OUT := $(TOP)/build
+MODULE_OUT := $(OUT)/module
 JOBS ?= $(shell nproc)
 SHELL := /bin/bash
 
@@ -37,28 +38,33 @@ else
 find-kdir = $(KDIR)
 endif
 
-# LOCALVERSION keeps the kernel's make from changing the release it was given.
+# One build at a time in a clone.
+lock := mkdir -p $(OUT) && exec 7>$(OUT)/.lock && flock 7
+
+# $(call fresh,DIR,STAMP): what was built in DIR for another kernel goes
+fresh = mkdir -p $(1) && \
+	if [ -e $(1)/.release ] && [ "$$(cat $(1)/.release)" != "$(2)" ]; then \
+		find $(1) -mindepth 1 -delete; \
+	fi && echo "$(2)" >$(1)/.release
+
 module:
-	@kdir=$(find-kdir) && [ -n "$$kdir" ] && \
+	@$(lock) && kdir=$(find-kdir) && [ -n "$$kdir" ] && \
 	rel=$$(cat "$$kdir/include/config/kernel.release") && \
-	mkdir -p $(OUT)/module && \
-	if [ "$$(cat $(OUT)/module/.release 2>/dev/null)" != "$$rel $$kdir" ]; then \
-		find $(OUT)/module $(OUT)/tests -mindepth 1 -delete 2>/dev/null; \
-		echo "$$rel $$kdir" >$(OUT)/module/.release; \
-	fi && \
-	$(MAKE) -C "$$kdir" -j$(JOBS) M=$(TOP) MO=$(OUT)/module \
+	$(call fresh,$(MODULE_OUT),$$rel $$kdir) && \
+	$(MAKE) -C "$$kdir" -j$(JOBS) M=$(TOP) MO=$(abspath $(MODULE_OUT)) \
 		KERNELRELEASE="$$rel" $(if $(CLIPPY),CLIPPY=1) modules
-	@echo "built $(OUT)/module/kvm_page_track.ko"
+	@echo "built $(MODULE_OUT)/kvm_page_track.ko"
 
 # Test modules and kselftests; only in the toolchain root.
 tests-build:
-	@rel=$$(cat $(KDIR)/include/config/kernel.release) && \
+	@$(lock) && rel=$$(cat $(KDIR)/include/config/kernel.release) && \
+	$(call fresh,$(OUT)/tests,$$rel $(KDIR)) && \
 	$(MAKE) -C tests -j$(JOBS) KDIR=$(KDIR) O=$(OUT)/tests \
-		KPT_SYMVERS=$(OUT)/module/Module.symvers KERNELRELEASE="$$rel"
+		KPT_SYMVERS=$(MODULE_OUT)/Module.symvers KERNELRELEASE="$$rel"
 
 # The program of make demo; after tests-build.
 demo-build: tests-build
-	@$(MAKE) -C demo KDIR=$(KDIR) O=$(OUT)/tests
+	@$(lock) && $(MAKE) -C demo KDIR=$(KDIR) O=$(OUT)/tests
 
 else
 # ---------------------------------------------------------------------------

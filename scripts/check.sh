@@ -34,30 +34,27 @@ rustfmt_check() {
 		--config-path "$KDIR/.rustfmt.toml" "${files[@]}"
 }
 
-# The whole module once more, with clippy as compiler; a warning is a failure.
-clippy_check() {
-	local out=$KPT_TOP/build/clippy rel log
-	rel=$(cat "$KDIR/include/config/kernel.release")
+# The module in a directory of its own; build_module NAME [MAKE-ARGUMENT...]
+build_module() {
+	local out=build/check/$1 log=build/check/$1.log
+	shift
 	rm -rf "$out"
 	mkdir -p "$out"
-	log=$out/log
-	make -C "$KDIR" M="$KPT_TOP" MO="$out" KERNELRELEASE="$rel" CLIPPY=1 \
-		modules >"$log" 2>&1 || { cat "$log"; return 1; }
-	if grep -E '^(warning|error)' "$log"; then
+	if ! make --no-print-directory module MODULE_OUT="$KPT_TOP/$out" "$@" \
+		>"$log" 2>&1; then
 		cat "$log"
 		return 1
 	fi
-	grep -q CLIPPY "$log" || { echo "clippy did not run"; cat "$log"; return 1; }
-}
-
-# The C compiler's and modpost's warnings count as well.
-build_check() {
-	local log=$KPT_TOP/build/check-build.log
-	rm -rf "$KPT_TOP/build/module"
-	make --no-print-directory module >"$log" 2>&1 || { cat "$log"; return 1; }
+	# rustc's, clippy's, the C compiler's, objtool's and modpost's
 	if grep -iE '(^|[^a-z])warning:' "$log"; then
+		cat "$log"
 		return 1
 	fi
+}
+
+clippy_check() {
+	build_module clippy CLIPPY=1 || return 1
+	grep -q 'CLIPPY' build/check/clippy.log || { echo "clippy did not run"; return 1; }
 }
 
 # checkpatch.pl of this very kernel.  Not for code outside the kernel's tree:
@@ -92,13 +89,14 @@ user_c_check() {
 }
 
 check "rustfmt" rustfmt_check
-check "module builds without a warning" build_check
+check "module builds without a warning" build_module module
 check "clippy" clippy_check
 check "checkpatch: kernel code" kernel_c_check
 check "checkpatch: test modules" test_c_check
 check "checkpatch: programs" user_c_check
 check "shellcheck" shellcheck -x scripts/*.sh scripts/jobs/* .ci/run
-check "no indirect calls to KVM" scripts/check-indirect-calls.sh build/module/kvm_page_track.ko
+check "no indirect calls to KVM" \
+	scripts/check-indirect-calls.sh build/check/module/kvm_page_track.ko
 
 echo "$passed passed, $failed failed, 0 skipped"
 [ "$failed" -eq 0 ]

@@ -66,8 +66,11 @@ programs "$tree/bin" "$KPT_TOP"/build/demo/*
 "$KPT_TOP/scripts/kernel-report.sh" --patterns >"$tree/kernel-report.list"
 
 pack() {
-	(cd "$1" && find . | cpio --quiet -o -H newc -R 0:0) | gzip -1 >"$2.tmp"
-	mv "$2.tmp" "$2"
+	local new
+	new=$(mktemp "$2.XXXXXX")
+	(cd "$1" && find . | cpio --quiet -o -H newc -R 0:0) | gzip -1 >"$new"
+	chmod 644 "$new"
+	mv "$new" "$2"
 }
 pack "$tree" "$out"
 

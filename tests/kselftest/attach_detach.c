@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * insmod and rmmod under a running vCPU: every write of the guest to a tracked
+ * page is delivered exactly once, in order, whoever the tracker is at the time.
+ */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "kpt_lib.h"
+
+#define NPAGES	8
+
+static u64 stop, pace;
+
+/* A write to the tracked page 0, then @pace to page 1. */
+static void guest_code(void)
+{
+	u64 i = 0, k, n;
+
+	while (!READ_ONCE(stop)) {
+		i++;
+		*(volatile u64 *)KPT_GVA = i;
+		n = READ_ONCE(pace);
+		for (k = 0; k < n; k++)
+			*(volatile u64 *)(KPT_GVA + 0x1000) = i;
+	}
+	GUEST_SYNC(i);
+	GUEST_DONE();
+}
+
+static struct kvm_vcpu *vcpu;
+static struct kvm_vm *vm;
+static u64 made;
+
+static void make(u64 guest_pace)
+{
+	vm = kpt_vm(&vcpu, guest_code, NPAGES, VM_MEM_SRC_ANONYMOUS);
+	stop = 0;
+	pace = guest_pace;
+	sync_global_to_guest(vm, stop);
+	sync_global_to_guest(vm, pace);
+}
+
+static void *run(void *arg)
+{
+	TEST_ASSERT(kpt_run_sync(vcpu, &made), "the guest ended");
+	kpt_run_done(vcpu);
+	return NULL;
+}
+
+static u64 expected = 1;
+static bool draining;
+
+/* Values 1, 2, 3... without gap or repetition. */
+static void drain(void)
+{
+	static struct kpt_event ev[2048];
+	int i, n;
+	u64 v;
+
+	do {
+		n = kpt_events(kpt_dev, ev, ARRAY_SIZE(ev));
+		for (i = 0; i < n; i++) {
+			KPT_EQ(ev[i].gpa, KPT_GPA);
+			KPT_EQ(ev[i].len, 8);
+			memcpy(&v, ev[i].data, 8);
+			KPT_EQ(v, expected);
+			expected++;
+		}
+	} while (n == ARRAY_SIZE(ev));
+}
+
+static void *drain_thread(void *arg)
+{
+	while (READ_ONCE(draining)) {
+		drain();
+		usleep(20000);
+	}
+	return NULL;
+}
+
+static void finish(pthread_t thread)
+{
+	stop = 1;
+	sync_global_to_guest(vm, stop);
+	pthread_join(thread, NULL);
+	KPT_EQ(*(u64 *)addr_gpa2hva(vm, KPT_GPA), made);
+}
+
+static void under_a_running_vcpu(void)
+{
+	u64 at_attach, at_detach, in_both = 0;
+	pthread_t thread, drainer;
+	int id, i;
+
+	make(200);
+	id = kpt_reg(kpt_dev, vm, KPT_NOTIFIER, KPT_REG_RECORD);
+	TEST_ASSERT(id >= 0, "register: %d", id);
+	KPT_OK(kpt_add(vm, KPT_GFN));
+	draining = true;
+	pthread_create(&drainer, NULL, drain_thread, NULL);
+	pthread_create(&thread, NULL, run, NULL);
+	for (i = 0; i < 5; i++) {
+		at_attach = kpt_counters(kpt_dev, id).writes;
+		kpt_attach();
+		usleep(50000);
+		at_detach = kpt_counters(kpt_dev, id).writes;
+		KPT_EQ(kpt_count(vm, KPT_GFN), 1);
+		kpt_detach();
+		usleep(50000);
+		KPT_EQ(kpt_count(vm, KPT_GFN), 1);
+		in_both += at_detach > at_attach &&
+			   kpt_counters(kpt_dev, id).writes > at_detach;
+	}
+	finish(thread);
+	WRITE_ONCE(draining, false);
+	pthread_join(drainer, NULL);
+	drain();
+	KPT_EQ(expected - 1, made);
+	KPT_EQ(kpt_counters(kpt_dev, id).writes, made);
+	TEST_ASSERT(in_both >= 4, "the guest hardly ran");
+	printf("# %lu writes, each delivered once\n", made);
+	KPT_OK(kpt_remove(vm, KPT_GFN));
+	KPT_OK(kpt_unreg(kpt_dev, id));
+	kvm_vm_free(vm);
+}
+
+/* Pages and notifiers come and go through kvm.ko's exports all the while. */
+static volatile bool churning;
+static volatile u64 churned;
+
+static void *churn(void *arg)
+{
+	int id, i;
+
+	while (churning) {
+		id = kpt_reg(kpt_stock, vm, KPT_NOTIFIER, 0);
+		TEST_ASSERT(id >= 0, "register: %d", id);
+		for (i = 0; i < 20 && churning; i++) {
+			KPT_OK(kpt_call(kpt_stock, KPT_OP_WRITE_ADD, vm,
+					KPT_GFN + 2));
+			KPT_OK(kpt_call(kpt_stock, KPT_OP_WRITE_REMOVE, vm,
+					KPT_GFN + 2));
+		}
+		KPT_OK(kpt_unreg(kpt_stock, id));
+		churned++;
+		/* ids are not given twice */
+		if (churned >= 200)
+			break;
+		usleep(20000);
+	}
+	return NULL;
+}
+
+static void under_calls(void)
+{
+	pthread_t thread, churner;
+	int i, k, r;
+	u64 before;
+
+	make(2000);
+	/* C's arrays are there: calls may reach either tracker */
+	KPT_OK(kpt_unreg(kpt_stock, kpt_reg(kpt_stock, vm, KPT_NOTIFIER, 0)));
+	KPT_OK(kpt_add(vm, KPT_GFN));
+	churning = true;
+	pthread_create(&thread, NULL, run, NULL);
+	pthread_create(&churner, NULL, churn, NULL);
+	for (i = 0; i < 3; i++) {
+		before = churned;
+		kpt_attach();
+		for (k = 0; k < 100 && churned < before + 2; k++)
+			usleep(10000);
+		/* refused while the churn has one registered through us */
+		for (k = 0; k < 500; k++) {
+			r = kpt_mod_unload("kvm_page_track");
+			if (r != -EAGAIN)
+				break;
+			usleep(3000);
+		}
+		KPT_OK(r);
+	}
+	churning = false;
+	pthread_join(churner, NULL);
+	finish(thread);
+	TEST_ASSERT(churned >= 3, "%lu rounds of calls", churned);
+	KPT_EQ(kpt_count(vm, KPT_GFN + 2), 0);
+	KPT_EQ(kpt_count(vm, KPT_GFN), 1);
+	KPT_OK(kpt_remove(vm, KPT_GFN));
+	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).slot_sum, 0);
+	kvm_vm_free(vm);
+}
+
+static void refused_while_in_use(void)
+{
+	int id, dev;
+
+	make(0);
+	kpt_attach();
+	KPT_ERR(kpt_mod_load("kvm_page_track"), EEXIST);
+	KPT_EQ(kpt_mod_refs("kvm_page_track"), 0);
+
+	/* a module that imports from us */
+	KPT_OK(kpt_mod_load("kpt_client"));
+	KPT_ERR(kpt_mod_unload("kvm_page_track"), EAGAIN);
+
+	dev = kpt_open("kpt_client");
+	id = kpt_reg(dev, vm, KPT_CLIENT, 0);
+	TEST_ASSERT(id >= 0, "register: %d", id);
+	KPT_ERR(kpt_mod_unload("kvm_page_track"), EAGAIN);
+	KPT_OK(kpt_unreg(dev, id));
+	close(dev);
+	KPT_OK(kpt_mod_unload("kpt_client"));
+
+	/* one that only knows kvm.ko, but is served by us */
+	id = kpt_reg(kpt_stock, vm, KPT_NOTIFIER, 0);
+	TEST_ASSERT(id >= 0, "register: %d", id);
+	TEST_ASSERT(kpt_mod_refs("kvm_page_track") > 0, "not pinned");
+	KPT_ERR(kpt_mod_unload("kvm_page_track"), EAGAIN);
+	KPT_OK(kpt_unreg(kpt_stock, id));
+	KPT_EQ(kpt_mod_refs("kvm_page_track"), 0);
+	kpt_detach();
+	kvm_vm_free(vm);
+}
+
+/* Without a VM, and with VMs that nobody tracks. */
+static void idle(void)
+{
+	int i, hooks, attached;
+
+	for (i = 0; i < 3; i++) {
+		kpt_attach();
+		hooks = kpt_debugfs_hooks(&attached);
+		KPT_EQ(attached, hooks);
+		kpt_detach();
+		TEST_ASSERT(access("/sys/kernel/debug/kvm_page_track", 0),
+			    "debugfs is left behind");
+	}
+}
+
+static const struct kpt_test tests[] = {
+	{ "every write is delivered once, through attach and detach",
+	  under_a_running_vcpu, 120 },
+	{ "attach and detach under calls of the API", under_calls, 120 },
+	{ "rmmod is refused while somebody needs us", refused_while_in_use },
+	{ "attach and detach with nobody there", idle },
+};
+
+int main(void)
+{
+	return kpt_main(tests, ARRAY_SIZE(tests), KPT_WANT_C);
+}
