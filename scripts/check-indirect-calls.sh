@@ -10,19 +10,15 @@
 set -euo pipefail
 
 # Functions that may branch through a pointer, by their demangled names, and how
-# often at most: clients' callbacks (code of other modules, which has ENDBR), and
-# the kernel's formatting.  Rust inlines the dispatch into the hooks.
+# often at most: the callbacks of other modules' notifiers and clients (code that
+# has ENDBR), each in a function of its own, and the kernel's formatting.
 declare -A allowed=(
-	# track_write: KVM's list and the VM's own notifiers; clients
-	[page_track::notifier::deliver]=3
-	# track_remove_region: the same three lists
-	[page_track::mmu_hooks::delete_slot]=3
-	[page_track::notifier::region_removed]=3
-	# track_move_region: clients
-	[page_track::mmu_hooks::create_memslot]=1
+	["<page_track::notifier_list::Node>::track_write"]=1
+	["<page_track::notifier_list::Node>::track_remove_region"]=1
+	["<page_track::notifier_list::Client>::track_move_region"]=1
 	# core::fmt::Formatter's output, a trait object
-	[page_track::debugfs::show_vms]=1
-	[page_track::debugfs::show_hooks]=1
+	["page_track::debugfs::show_vms"]=1
+	["page_track::debugfs::show_hooks"]=1
 )
 
 [ $# -eq 1 ] || { echo "usage: check-indirect-calls.sh FILE.ko" >&2; exit 2; }
