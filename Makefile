@@ -19,8 +19,9 @@ SHELL := /bin/bash
 
 all: module
 
-# The kernel that is running: yes if modules for it can be built here.
-running := $(shell uname -r)
+# The running kernel (or another installed one, KPT_RELEASE), if modules for it
+# can be built here.
+running := $(or $(KPT_RELEASE),$(shell uname -r))
 native := $(if $(KDIR),yes,$(shell \
 	grep -qs '^CONFIG_RUST=y' /lib/modules/$(running)/build/.config && \
 	command -v rustc >/dev/null && command -v bindgen >/dev/null && echo yes))
@@ -33,7 +34,7 @@ ifeq ($(KDIR),)
 # Debian's headers have no Rust metadata: a tree that has is made in KPT_CACHE.
 find-kdir = $$(if [ -e /lib/modules/$(running)/build/rust/libkernel.rmeta ]; then \
 	echo /lib/modules/$(running)/build; \
-	else scripts/rust-metadata.sh --running; fi)
+	else KPT_RELEASE=$(running) scripts/rust-metadata.sh --running; fi)
 else
 find-kdir = $(KDIR)
 endif
@@ -52,6 +53,7 @@ module:
 	rel=$$(cat "$$kdir/include/config/kernel.release") && \
 	$(call fresh,$(MODULE_OUT),$$rel $$kdir) && \
 	$(MAKE) -C "$$kdir" -j$(JOBS) M=$(TOP) MO=$(abspath $(MODULE_OUT)) \
+		$$(grep -qs ^CONFIG_CC_IS_CLANG=y "$$kdir/.config" && echo LLVM=1) \
 		KERNELRELEASE="$$rel" $(if $(CLIPPY),CLIPPY=1) modules
 	@echo "built $(MODULE_OUT)/kvm_page_track.ko"
 
@@ -123,3 +125,4 @@ help:
 	@echo 'KPT_CACHE=dir   the one directory outside the clone (default'
 	@echo '                /var/cache/kvm-page-track)'
 	@echo 'KDIR=dir        build against this kernel tree'
+	@echo 'KPT_RELEASE=rel build for this installed kernel instead of the running one'

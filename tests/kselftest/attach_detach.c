@@ -131,18 +131,29 @@ static void under_a_running_vcpu(void)
 static volatile bool churning;
 static volatile u64 churned;
 
+/* -EAGAIN: the module is on its way out, the next try reaches C. */
+static void call_until_done(u32 op)
+{
+	int r, i = 0;
+
+	do {
+		r = kpt_call(kpt_stock, op, vm, KPT_GFN + 2);
+	} while (r == -EAGAIN && i++ < 10000 && !usleep(1000));
+	KPT_OK(r);
+}
+
 static void *churn(void *arg)
 {
-	int id, i;
+	int id, i, tries = 0;
 
 	while (churning) {
 		id = kpt_reg(kpt_stock, vm, KPT_NOTIFIER, 0);
+		if (id == -EAGAIN && tries++ < 10000 && !usleep(1000))
+			continue;
 		TEST_ASSERT(id >= 0, "register: %d", id);
 		for (i = 0; i < 20 && churning; i++) {
-			KPT_OK(kpt_call(kpt_stock, KPT_OP_WRITE_ADD, vm,
-					KPT_GFN + 2));
-			KPT_OK(kpt_call(kpt_stock, KPT_OP_WRITE_REMOVE, vm,
-					KPT_GFN + 2));
+			call_until_done(KPT_OP_WRITE_ADD);
+			call_until_done(KPT_OP_WRITE_REMOVE);
 		}
 		KPT_OK(kpt_unreg(kpt_stock, id));
 		churned++;

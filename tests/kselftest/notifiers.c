@@ -146,8 +146,8 @@ static void two_vms(void)
 
 static void registered_already(void)
 {
-	struct kvm_vcpu *vcpu, *vb;
-	struct kvm_vm *vm = make(&vcpu, guest_code), *b = make(&vb, guest_code);
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = make(&vcpu, guest_code);
 	struct kpt_register again;
 	u32 type;
 	int id;
@@ -159,8 +159,6 @@ static void registered_already(void)
 			.vm_fd = vm->fd, .type = type, .id = id,
 		};
 		KPT_REFUSED(vm, KPT_GFN + 1, kpt_reg_full(kpt_dev, &again), EEXIST);
-		again.vm_fd = b->fd;
-		KPT_REFUSED(b, KPT_GFN + 1, kpt_reg_full(kpt_dev, &again), EEXIST);
 		/* once, not twice */
 		write_page(vcpu, 1);
 		KPT_EQ(kpt_counters(kpt_dev, id).writes, 1);
@@ -168,14 +166,12 @@ static void registered_already(void)
 		write_page(vcpu, 1);
 		KPT_EQ(kpt_counters(kpt_dev, id).writes, 1);
 		/* afterwards it may be registered once more */
-		again.vm_fd = vm->fd;
 		KPT_EQ(kpt_reg_full(kpt_dev, &again), id);
 		write_page(vcpu, 1);
 		KPT_EQ(kpt_counters(kpt_dev, id).writes, 2);
 		KPT_OK(kpt_unreg(kpt_dev, id));
 	}
 	kvm_vm_free(vm);
-	kvm_vm_free(b);
 }
 
 static void another_process(void)

@@ -360,6 +360,14 @@ static void tracked_twice(void)
 	int stage, id, i;
 	u64 own[TABLES];
 
+	/*
+	 * The processor walks the guest's tables with write accesses, and KVM
+	 * has no instruction to emulate for those: under nested paging a guest
+	 * stops where its own tables are write-protected, under C as well.
+	 */
+	if (kpt_tdp())
+		kpt_skip("page tables in use can be tracked under shadow paging only");
+
 	kpt_attach();
 	make();
 	for (stage = 1; stage <= STAGES / 2; stage++) {

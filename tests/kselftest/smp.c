@@ -211,9 +211,11 @@ static void add_and_remove(void)
 		for (vcpu = 0; vcpu < NVCPUS; vcpu++)
 			w[i].from[vcpu] = shared->counter[vcpu];
 		usleep(2000 * (i % 5));
-		for (vcpu = 0; vcpu < NVCPUS; vcpu++)
-			w[i].to[vcpu] = max(shared->counter[vcpu] - 1,
-					    w[i].from[vcpu]);
+		for (vcpu = 0; vcpu < NVCPUS; vcpu++) {
+			u64 v = shared->counter[vcpu];
+
+			w[i].to[vcpu] = v > w[i].from[vcpu] ? v - 1 : v;
+		}
 		KPT_OK(kpt_remove(vm, KPT_GFN));
 		drain();
 		usleep(1000 * (i % 4));

@@ -225,7 +225,7 @@ static void tracked_by_us_alone(void)
 /* What C would consult must be there when C is back. */
 static void memslots_made_meanwhile(void)
 {
-	void *mem = NULL;
+	struct kpt_event ev[4];
 	int id, i;
 
 	make();
@@ -242,6 +242,9 @@ static void memslots_made_meanwhile(void)
 	/* flags change, and one is deleted and made again, as well */
 	vm_mem_region_set_flags(vm, KPT_SLOT + 1, KVM_MEM_LOG_DIRTY_PAGES);
 	vm_mem_region_reload(vm, KPT_SLOT + 2);
+	KPT_EQ(kpt_events(kpt_dev, ev, 4), 1);
+	KPT_EQ(ev[0].type, KPT_EV_REMOVE_REGION);
+	KPT_EQ(ev[0].gpa, (KPT_GPA + 0x2000000) >> 12);
 	KPT_OK(kpt_add(vm, (KPT_GPA + 0x3000000) >> 12));
 	kpt_detach();
 	for (i = 1; i <= 3; i++) {
@@ -254,13 +257,11 @@ static void memslots_made_meanwhile(void)
 	}
 	for (i = 1; i <= 3; i++) {
 		u64 gpa = KPT_GPA + i * 0x1000000, v;
-		struct kpt_event ev[4];
 
 		page = i * 0x100;
 		sync_global_to_guest(vm, page);
 		TEST_ASSERT(kpt_run_sync(vcpu, &v), "the guest ended");
-		mem = addr_gpa2hva(vm, gpa);
-		KPT_EQ(*(u64 *)mem, v);
+		KPT_EQ(*(u64 *)addr_gpa2hva(vm, gpa), v);
 		KPT_EQ(kpt_events(kpt_dev, ev, 4), i == 3);
 	}
 	KPT_OK(kpt_remove(vm, (KPT_GPA + 0x3000000) >> 12));

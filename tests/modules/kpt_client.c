@@ -90,7 +90,11 @@ static void kpt_api_unregister(u32 type, struct kvm *kvm, struct kpt_node *node)
 
 static long kpt_other_ioctl(unsigned int cmd, void __user *arg)
 {
-	return cmd == KPT_INSPECT ? -ENOSYS : -ENOTTY;
+	return cmd == KPT_INSPECT || cmd == KPT_PROBE ? -ENOSYS : -ENOTTY;
+}
+
+static void kpt_other_exit(void)
+{
 }
 
 MODULE_DESCRIPTION("Test client of kvm_page_track");

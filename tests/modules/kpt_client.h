@@ -38,8 +38,8 @@ enum kpt_op {
 /* kpt_call.flags */
 #define KPT_CALL_NULL_KVM	(1U << 0)	/* pass kvm = NULL */
 #define KPT_CALL_NULL_SLOT	(1U << 1)	/* slot variants: slot = NULL */
-#define KPT_CALL_SLOT_OF	(1U << 2)	/* slot variants: the slot that holds slot_gfn */
-#define KPT_CALL_BY_NODE	(1U << 3)	/* vm_fd is a notifier id: the VM it is registered with */
+#define KPT_CALL_SLOT_OF	(1U << 2)	/* slot variants: slot_gfn's slot */
+#define KPT_CALL_BY_NODE	(1U << 3)	/* vm_fd: a notifier id, take its VM */
 #define KPT_CALL_STEP		(1U << 4)	/* gfn + 1 at each repetition */
 
 /**
@@ -68,7 +68,7 @@ struct kpt_call {
 /* kpt_register.type */
 enum kpt_node_type {
 	KPT_NOTIFIER,		/* kvm_page_track_register_notifier */
-	KPT_CLIENT,		/* kvm_page_track_register_client, cannot follow moves */
+	KPT_CLIENT,		/* kvm_page_track_register_client */
 	KPT_CLIENT_MOVE,	/* the same with track_move_region */
 };
 
@@ -76,7 +76,8 @@ enum kpt_node_type {
 #define KPT_REG_RECORD		(1U << 0)	/* record events, not only count them */
 #define KPT_REG_CB_ADD		(1U << 1)	/* track_write adds cb_gfn */
 #define KPT_REG_CB_REMOVE	(1U << 2)	/* track_write removes cb_gfn (after the add) */
-#define KPT_REG_MOVE_CALLS	(1U << 3)	/* track_move_region adds, prepares, removes cb_gfn */
+/* track_move_region adds, prepares and removes cb_gfn */
+#define KPT_REG_MOVE_CALLS	(1U << 3)
 #define KPT_REG_NULL_KVM	(1U << 4)	/* pass kvm = NULL */
 #define KPT_REG_NULL_NODE	(1U << 5)	/* pass a NULL notifier or client */
 
@@ -103,7 +104,7 @@ struct kpt_register {
 /* kpt_unregister.flags */
 #define KPT_UNREG_NULL_KVM	(1U << 0)
 #define KPT_UNREG_NULL_NODE	(1U << 1)
-#define KPT_UNREG_AGAIN		(1U << 2)	/* call again for one that is unregistered (clients only) */
+#define KPT_UNREG_AGAIN		(1U << 2)	/* one not registered; no notifiers */
 
 /**
  * struct kpt_unregister - unregister a notifier
@@ -232,11 +233,24 @@ struct kpt_inspect {
 	__u32 users_count;
 };
 
+/**
+ * struct kpt_probe - occupy a function of KVM (kpt_stock only)
+ * @symbol: the function
+ * @on: put a kprobe with a post handler on it, or take it off again.  Such a
+ *	probe shares a function with no one who replaces it.  There is one at a
+ *	time; it goes with the module at the latest.
+ */
+struct kpt_probe {
+	char symbol[64];
+	__u32 on;
+};
+
 #define KPT_CALL	_IOWR(KPT_IOC_MAGIC, 0x01, struct kpt_call)
 #define KPT_REGISTER	_IOWR(KPT_IOC_MAGIC, 0x02, struct kpt_register)
 #define KPT_UNREGISTER	_IOW(KPT_IOC_MAGIC, 0x03, struct kpt_unregister)
 #define KPT_READ	_IOWR(KPT_IOC_MAGIC, 0x04, struct kpt_read)
 #define KPT_COUNTERS	_IOWR(KPT_IOC_MAGIC, 0x05, struct kpt_counters)
 #define KPT_INSPECT	_IOWR(KPT_IOC_MAGIC, 0x06, struct kpt_inspect)
+#define KPT_PROBE	_IOW(KPT_IOC_MAGIC, 0x07, struct kpt_probe)
 
 #endif /* KPT_CLIENT_H */

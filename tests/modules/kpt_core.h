@@ -70,6 +70,7 @@ static int kpt_api_register(u32 type, struct kvm *kvm, struct kpt_node *node);
 static void kpt_api_unregister(u32 type, struct kvm *kvm,
 			       struct kpt_node *node);
 static long kpt_other_ioctl(unsigned int cmd, void __user *arg);
+static void kpt_other_exit(void);
 
 static LIST_HEAD(kpt_graveyard);
 static DEFINE_MUTEX(kpt_graveyard_lock);
@@ -311,7 +312,7 @@ static struct kpt_node *kpt_new_node(struct kpt_file *kf)
 	if (kf->nr_nodes == KPT_MAX_NODES)
 		return ERR_PTR(-ENOSPC);
 
-	node = kzalloc(sizeof(*node), GFP_KERNEL_ACCOUNT);
+	node = kzalloc_obj(*node, GFP_KERNEL_ACCOUNT);
 	if (!node)
 		return ERR_PTR(-ENOSPC);
 
@@ -513,7 +514,7 @@ static long kpt_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 
 static int kpt_open(struct inode *inode, struct file *file)
 {
-	struct kpt_file *kf = kzalloc(sizeof(*kf), GFP_KERNEL_ACCOUNT);
+	struct kpt_file *kf = kzalloc_obj(*kf, GFP_KERNEL_ACCOUNT);
 
 	if (!kf)
 		return -ENOMEM;
@@ -575,6 +576,7 @@ static void __exit kpt_exit(void)
 	struct kpt_node *node, *next;
 
 	misc_deregister(&kpt_misc);
+	kpt_other_exit();
 	list_for_each_entry_safe(node, next, &kpt_graveyard, graveyard)
 		kfree(node);
 }

@@ -7,6 +7,7 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/kprobes.h>
 #include <linux/kvm_host.h>
 #include <asm/kvm_page_track.h>
 
@@ -176,9 +177,61 @@ static long kpt_inspect(struct kpt_inspect __user *arg)
 	return copy_to_user(arg, &out, sizeof(out)) ? -EFAULT : 0;
 }
 
+static void kpt_post_handler(struct kprobe *p, struct pt_regs *regs,
+			     unsigned long flags)
+{
+}
+
+static struct kprobe kpt_kprobe;
+static char kpt_symbol[64];
+static DEFINE_MUTEX(kpt_probe_lock);
+
+static void kpt_probe_off(void)
+{
+	if (!kpt_symbol[0])
+		return;
+	unregister_kprobe(&kpt_kprobe);
+	kpt_symbol[0] = 0;
+}
+
+static long kpt_probe(struct kpt_probe __user *arg)
+{
+	struct kpt_probe probe;
+	int r = 0;
+
+	if (copy_from_user(&probe, arg, sizeof(probe)))
+		return -EFAULT;
+
+	mutex_lock(&kpt_probe_lock);
+	kpt_probe_off();
+	if (probe.on) {
+		strscpy(kpt_symbol, probe.symbol);
+		memset(&kpt_kprobe, 0, sizeof(kpt_kprobe));
+		kpt_kprobe.symbol_name = kpt_symbol;
+		kpt_kprobe.post_handler = kpt_post_handler;
+		r = register_kprobe(&kpt_kprobe);
+		if (r)
+			kpt_symbol[0] = 0;
+	}
+	mutex_unlock(&kpt_probe_lock);
+	return r;
+}
+
 static long kpt_other_ioctl(unsigned int cmd, void __user *arg)
 {
-	return cmd == KPT_INSPECT ? kpt_inspect(arg) : -ENOTTY;
+	switch (cmd) {
+	case KPT_INSPECT:
+		return kpt_inspect(arg);
+	case KPT_PROBE:
+		return kpt_probe(arg);
+	default:
+		return -ENOTTY;
+	}
+}
+
+static void kpt_other_exit(void)
+{
+	kpt_probe_off();
 }
 
 MODULE_DESCRIPTION("Test client of upstream's page tracking, and inspector");

@@ -1,0 +1,69 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Make the debug kernel: the stock kernel's source, tinyconfig, and what
+# scripts/debug-kernel.config sets (KASAN, lockdep, kmemleak, KUnit, fault
+# injection and so on).  With clang, since Rust and KASAN together want it.
+# External write tracking, which only KVMGT can select, is made selectable.
+#
+#   debug-kernel.sh [FRAGMENT...]   prints the directory of the kernel
+#
+# The directory has the form of setup.sh's kernels, so KPT_KERNEL_DIR may name
+# it.  It is kept in KPT_CACHE, keyed by the release and the configuration.
+# FRAGMENTs are further configuration files (the KCSAN flavour).
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+fragments=("$KPT_TOP/scripts/debug-kernel.config" "$@")
+
+# In the root, with an empty /kernel and the stock kernel's source in /stock.
+build() {
+	local lost
+	cd /kernel/src
+	make -s mrproper
+	sed -i '/^config KVM_EXTERNAL_WRITE_TRACKING/,/bool/s/bool$/bool "External write tracking"/' \
+		arch/x86/kvm/Kconfig
+	set -- LLVM=1 LOCALVERSION=-kpt-debug
+	make -s "$@" tinyconfig
+	scripts/kconfig/merge_config.sh -m .config /kernel/fragment
+	make -s "$@" olddefconfig
+	# An option that did not make it would be a check that does not check.
+	lost=$(grep -E '^CONFIG_[A-Z0-9_]+=[^n]' /kernel/fragment | grep -vxFf .config || true)
+	[ -z "$lost" ] || { echo "not set: $lost"; return 1; }
+	make -j"$(nproc)" "$@" bzImage modules
+	make -s "$@" INSTALL_MOD_PATH=/kernel INSTALL_MOD_STRIP=1 modules_install
+	make -s "$@" kernelrelease >/kernel/release
+	cp arch/x86/boot/bzImage /kernel/vmlinuz
+	echo debug >/kernel/version
+	rm -f "/kernel/lib/modules/$(cat /kernel/release)/"{build,source}
+	find . -name '*.o' -not -path './tools/*' -not -path './scripts/*' \
+		-not -path './rust/*' -not -path './arch/x86/lib/*' -delete
+}
+
+if [ "${1:-}" = --build ]; then
+	build
+	exit 0
+fi
+
+"$KPT_TOP/scripts/setup.sh"
+stock=$(readlink -f "$(kernel_link)")
+key=$(cat "${fragments[@]}" "$0" | sha256sum | cut -c1-12)
+dir=$KPT_CACHE/debug-$(cat "$stock/release")-$key
+if [ ! -d "$dir" ]; then
+	lock_cache
+	tmp=$dir.tmp
+	rm -rf "$tmp"
+	mkdir -p "$tmp"
+	trap 'rm -rf "$tmp"' EXIT
+	say "debug kernel: $(basename "$dir"), once, about 25 minutes on 2 cores"
+	cp -a "$stock/src" "$tmp/src"
+	# Of an option that is set twice the last counts.
+	cat "${fragments[@]}" | tac | awk -F= '/^CONFIG_/ && !seen[$1]++' | tac >"$tmp/fragment"
+	KPT_KERNEL_DIR=$tmp run_logged "$KPT_CACHE/log/debug-kernel.log" "building the debug kernel" \
+		"$KPT_TOP/scripts/in-root.sh" scripts/debug-kernel.sh --build >&2
+	mv "$tmp" "$dir"
+	trap - EXIT
+	unlock_cache
+fi
+echo "$dir"
