@@ -641,7 +641,7 @@ pub(crate) mod unit {
         };
         f(slot);
         // SAFETY: vfree() of what `alloc_counters` made, or of NULL.
-        unsafe { kernel::bindings::vfree((*ptr).arch.gfn_write_track.cast()) };
+        unsafe { bindings::vfree((*ptr).arch.gfn_write_track.cast()) };
     }
 }
 
