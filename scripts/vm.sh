@@ -17,6 +17,7 @@
 #   --qemu OPTION   one more option for QEMU (may be repeated)
 #
 # Job output: stdout and build/log/NAME.out.  Kernel: build/log/NAME.console.
+# If the machine runs out of time: its processors' state in build/log/NAME.state.
 #
 # Exit status:
 #   0  the guest's verdict is good and the kernel's log is clean
@@ -72,6 +73,7 @@ while [ $# -gt 0 ]; do
 	shift 2
 done
 own=$(mktemp)
+monitor=/tmp/monitor
 cat "$initrd" >"$own"
 (cd "$tree" && find . -mindepth 1 | cpio --quiet -o -H newc -R 0:0 | gzip -1) >>"$own"
 
@@ -81,24 +83,50 @@ qemu=(
 	-kernel /kernel/vmlinuz -initrd "$own"
 	-append "console=ttyS0 panic=-1 oops=panic loglevel=7 kpt.job=$job kpt.npt=$npt $append"
 	-serial "file:$console" -serial stdio
+	-monitor "unix:$monitor,server=on,wait=off"
 )
 [ -z "$share" ] || qemu+=(-virtfs
 	"local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap")
 qemu+=("${extra[@]}")
 
+# Write down what the processors do, twice.
+dump_state() {
+	timeout 20 python3 - "$monitor" <<-'EOF' >"$log/$name.state" 2>&1 || true
+	import socket, sys, time
+	s = socket.socket(socket.AF_UNIX)
+	s.connect(sys.argv[1])
+	s.settimeout(2)
+	for cmd in ("info cpus", "info registers -a", "info lapic", "info pic") * 2:
+	    s.sendall(cmd.encode() + b"\n")
+	    try:
+	        while True:
+	            data = s.recv(65536)
+	            if not data:
+	                break
+	            sys.stdout.write(data.decode(errors="replace").replace("\r", ""))
+	    except TimeoutError:
+	        pass
+	EOF
+}
+
 # One run; sets $status and $text.
 boot() {
-	local rc=0 verdict report line
+	local rc=0 verdict report line watch
 	: >"$console"
 	: >"$out"
+	rm -f "$log/$name.state"
 	echo "# kpt-vm: $name start"
 	if [ "$job" = shell ] && [ -t 0 ]; then
 		stty raw -echo
 		timeout --foreground -k 10 "$limit" "${qemu[@]}" || rc=$?
 		stty sane
 	else
+		# a little before the time is over
+		(sleep $((limit > 60 ? limit - 25 : limit)); dump_state) &
+		watch=$!
 		timeout --foreground -k 10 "$limit" "${qemu[@]}" </dev/null 2>"$out.err" |
 			tee "$out" || rc=${PIPESTATUS[0]}
+		kill "$watch" 2>/dev/null || true
 		[ ! -s "$out.err" ] || sed "s/^/# qemu: /" "$out.err"
 	fi
 	verdict=$(sed -n 's/^# kpt-job: done rc=\([0-9]*\).*/\1/p' "$out" | tail -n 1)

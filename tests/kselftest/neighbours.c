@@ -55,7 +55,7 @@ static int probe(const char *symbol, bool on)
 {
 	struct kpt_probe p = { .on = on };
 
-	strncpy(p.symbol, symbol, sizeof(p.symbol) - 1);
+	snprintf(p.symbol, sizeof(p.symbol), "%s", symbol);
 	return ioctl(kpt_stock, KPT_PROBE, &p) ? -errno : 0;
 }
 

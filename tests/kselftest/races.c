@@ -4,9 +4,13 @@
  * changes, moves, deletion.  No count is lost, no write of a tracked page goes
  * unheard.
  */
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "kpt_lib.h"
@@ -149,6 +153,103 @@ static void first_add_under_flag_changes(void)
 	kvm_vm_free(vm);
 }
 
+static void guest_writes_once(void)
+{
+	u64 i;
+
+	for (i = 0; i < SLOTS; i++) {
+		*(volatile u64 *)SLOT_GVA(i) = 0x700 + i;
+		GUEST_SYNC(i);
+	}
+}
+
+static void *run_to_sync(void *arg)
+{
+	kpt_run_to(vcpu, (u64)arg);
+	return NULL;
+}
+
+static volatile bool changed;
+
+static void *change_flags(void *arg)
+{
+	vm_mem_region_set_flags(vm, KPT_SLOT + (u64)arg, KVM_MEM_LOG_DIRTY_PAGES);
+	changed = true;
+	return NULL;
+}
+
+/*
+ * The same race, held open: the vCPU has looked its memslot up and waits for
+ * the host's page (userfaultfd), the flags change and give the memslot a new
+ * copy, the page is added there.  The vCPU goes on with its old copy, which has
+ * no counters, and still must not map the page writable.
+ */
+static void add_while_a_fault_waits(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC), id;
+	struct uffdio_register area = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_zeropage zero = {};
+	pthread_t runner, changer;
+	struct kpt_event one[4];
+	struct uffd_msg msg;
+	struct pollfd pfd;
+	u64 *mem, i, v, k;
+
+	if (uffd < 0)
+		kpt_skip("no userfaultfd");
+	KPT_OK(ioctl(uffd, UFFDIO_API, &api));
+	vm = __vm_create_with_one_vcpu(&vcpu, 64, guest_writes_once);
+	id = kpt_reg(kpt_dev, vm, KPT_CLIENT, KPT_REG_RECORD);
+	TEST_ASSERT(id >= 0, "register: %d", id);
+	for (i = 0; i < 4; i++) {
+		vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, SLOT_GPA(i),
+					    KPT_SLOT + i, SLOT_PAGES, 0);
+		virt_map(vm, SLOT_GVA(i), SLOT_GPA(i), SLOT_PAGES);
+		mem = addr_gpa2hva(vm, SLOT_GPA(i));
+		area.range.start = (u64)mem;
+		area.range.len = SLOT_PAGES * 4096;
+		KPT_OK(ioctl(uffd, UFFDIO_REGISTER, &area));
+
+		pthread_create(&runner, NULL, run_to_sync, (void *)i);
+		pfd = (struct pollfd) { .fd = uffd, .events = POLLIN };
+		KPT_EQ(poll(&pfd, 1, 10000), 1);
+		KPT_EQ(read(uffd, &msg, sizeof(msg)), sizeof(msg));
+		KPT_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
+		KPT_EQ(msg.arg.pagefault.address & ~0xfffULL, (u64)mem);
+
+		/* waits for the vCPU, but has published the new copy by then */
+		changed = false;
+		pthread_create(&changer, NULL, change_flags, (void *)i);
+		for (k = 0; k < 1000; k++) {
+			if (kpt_inspect(vm, 0, SLOT_GPA(i) >> 12).slot_flags)
+				break;
+			usleep(1000);
+		}
+		KPT_EQ(kpt_inspect(vm, 0, SLOT_GPA(i) >> 12).slot_flags,
+		       KVM_MEM_LOG_DIRTY_PAGES);
+		TEST_ASSERT(!changed, "the change did not wait: no race");
+		KPT_OK(kpt_add(vm, SLOT_GPA(i) >> 12));
+		KPT_EQ(kpt_count(vm, SLOT_GPA(i) >> 12), 1);
+		TEST_ASSERT(!changed, "the change did not wait: no race");
+
+		zero.range.start = (u64)mem;
+		zero.range.len = 4096;
+		KPT_OK(ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+		pthread_join(runner, NULL);
+		pthread_join(changer, NULL);
+		KPT_EQ(*mem, 0x700 + i);
+		KPT_EQ(kpt_events(kpt_dev, one, 4), 1);
+		KPT_EQ(one[0].gpa, SLOT_GPA(i));
+		memcpy(&v, one[0].data, 8);
+		KPT_EQ(v, 0x700 + i);
+		KPT_OK(kpt_remove(vm, SLOT_GPA(i) >> 12));
+	}
+	KPT_OK(kpt_unreg(kpt_dev, id));
+	kvm_vm_free(vm);
+	close(uffd);
+}
+
 static volatile bool busy;
 static long net[2], ok, refused, again;
 
@@ -279,6 +380,8 @@ static void counts_under_deletion(void)
 static const struct kpt_test tests[] = {
 	{ "the first add in a memslot whose flags change",
 	  first_add_under_flag_changes },
+	{ "a page is added while a fault waits with an old memslot",
+	  add_while_a_fault_waits },
 	{ "counts while the memslot moves", counts_under_moves },
 	{ "counts while the memslot is deleted and made", counts_under_deletion },
 };
