@@ -63,17 +63,17 @@ build() {
 # the emulator for both, the guest stops for good early in its boot (seen
 # without our module as well).
 run() {
-	local opts=()
+	local opts=() limit=2400
 	case $1 in
 	nested*) opts=(--job test --npt 1) ;;
 	shadow*) opts=(--job test --npt 0) ;;
-	linux-guest-nested) opts=(--job linux-guest --npt 1 --smp 1 --share) ;;
-	linux-guest*) opts=(--job linux-guest --npt 0 --smp 1 --share) ;;
+	linux-guest-nested) limit=1200 opts=(--job linux-guest --npt 1 --smp 1 --share) ;;
+	linux-guest*) limit=1200 opts=(--job linux-guest --npt 0 --smp 1 --share) ;;
 	*) die "no machine $1" ;;
 	esac
 	[ -z "${T:-}" ] || opts+=(--tests "$T")
 	rm -f "build/log/$1.sum"
-	scripts/vm.sh "$1" "${opts[@]}" --limit "${KPT_LIMIT:-2400}" </dev/null |
+	scripts/vm.sh "$1" "${opts[@]}" --limit "${KPT_LIMIT:-$limit}" </dev/null |
 		awk -v vm="$1" -v sum="build/log/$1.sum" -f scripts/tap.awk || true
 }
 

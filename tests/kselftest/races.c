@@ -189,7 +189,8 @@ static void add_while_a_fault_waits(void)
 	struct uffdio_api api = { .api = UFFD_API };
 	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC), id;
 	struct uffdio_register area = { .mode = UFFDIO_REGISTER_MODE_MISSING };
-	struct uffdio_zeropage zero = {};
+	static const u8 page[4096] __aligned(4096);
+	struct uffdio_copy copy = { .src = (u64)page, .len = 4096 };
 	pthread_t runner, changer;
 	struct kpt_event one[4];
 	struct uffd_msg msg;
@@ -231,11 +232,12 @@ static void add_while_a_fault_waits(void)
 		TEST_ASSERT(!changed, "the change did not wait: no race");
 		KPT_OK(kpt_add(vm, SLOT_GPA(i) >> 12));
 		KPT_EQ(kpt_count(vm, SLOT_GPA(i) >> 12), 1);
+		usleep(100000);
 		TEST_ASSERT(!changed, "the change did not wait: no race");
 
-		zero.range.start = (u64)mem;
-		zero.range.len = 4096;
-		KPT_OK(ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+		/* not the shared zero page: breaking that up would restart the fault */
+		copy.dst = (u64)mem;
+		KPT_OK(ioctl(uffd, UFFDIO_COPY, &copy));
 		pthread_join(runner, NULL);
 		pthread_join(changer, NULL);
 		KPT_EQ(*mem, 0x700 + i);
