@@ -15,6 +15,29 @@ use crate::notifier_list::{Client, KvmNotifiers, Node, Written};
 use crate::vm::{self, Vm};
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
+use kernel::sync::global_lock;
+
+/// A notifier that was registered through us, and so pins the module and the VM.
+#[derive(PartialEq)]
+struct Pinned {
+    kvm: usize,
+    node: usize,
+}
+
+global_lock! {
+    // SAFETY: Initialised in `init` before anything else uses it.
+    unsafe(uninit) static PINNED: Mutex<KVec<Pinned>> = KVec::new();
+}
+
+/// Sets up the list of notifiers that pin the module.
+///
+/// # Safety
+///
+/// To be called once, before anything else of this file.
+pub(crate) unsafe fn init() {
+    // SAFETY: The caller's promise.
+    unsafe { PINNED.init() };
+}
 
 /// What every registration checks first.
 fn check(kvm: &Kvm) -> Result {
@@ -33,17 +56,23 @@ fn check(kvm: &Kvm) -> Result {
 ///
 /// # Errors
 ///
-/// `ESRCH`, `EOPNOTSUPP`, `EAGAIN`, `ENOMEM`, `EEXIST`.
+/// `ESRCH`, `EOPNOTSUPP`, `EAGAIN`, `ENOMEM`, `EEXIST` (also if another VM has it).
 pub(crate) fn register(kvm: &Kvm, node: &Node) -> Result {
     check(kvm)?;
     let pin = ModulePin::get()?;
-    let vm = vm::find_or_create(kvm)?;
-    let mut pinned = vm.pinned.lock();
-    pinned.reserve(1, GFP_KERNEL_ACCOUNT)?;
-    if !KvmNotifiers::of(kvm).insert(node, &kvm.lock_mmu()) {
+    vm::find_or_create(kvm)?;
+    let mut pinned = PINNED.lock();
+    pinned.reserve(1, GFP_KERNEL)?;
+    // Upstream does not ask for a zeroed node, so its link says nothing about other lists.
+    if pinned.iter().any(|entry| entry.node == node.address())
+        || !KvmNotifiers::of(kvm).insert(node, &kvm.lock_mmu())
+    {
         return Err(EEXIST);
     }
-    pinned.push_within_capacity(node.address())?;
+    pinned.push_within_capacity(Pinned {
+        kvm: kvm.key(),
+        node: node.address(),
+    })?;
     kvm.get();
     pin.keep();
     Ok(())
@@ -58,17 +87,19 @@ pub(crate) fn unregister(kvm: &Kvm, node: &Node) {
     // What C registered before insmod has no pin of ours, but a reference to the VM all the same.
     let mut pin = None;
     {
-        let mut pinned = vm::find(kvm).map(|vm| vm.pinned.lock());
+        let mut pinned = PINNED.lock();
         if !notifiers.remove(node, &kvm.lock_mmu()) {
             return;
         }
-        if let Some(list) = pinned.as_mut() {
-            if let Some(i) = list.iter().position(|&address| address == node.address()) {
-                // It is there, so this does not fail.
-                list.remove(i).ok();
-                // SAFETY: The registration kept a pin, and its record has just been taken out.
-                pin = Some(unsafe { ModulePin::take_back() });
-            }
+        let entry = Pinned {
+            kvm: kvm.key(),
+            node: node.address(),
+        };
+        if let Some(i) = pinned.iter().position(|p| *p == entry) {
+            // It is there, so this does not fail.
+            pinned.remove(i).ok();
+            // SAFETY: The registration kept a pin, and its record has just been taken out.
+            pin = Some(unsafe { ModulePin::take_back() });
         }
     }
     notifiers.synchronize();
@@ -76,6 +107,24 @@ pub(crate) fn unregister(kvm: &Kvm, node: &Node) {
     // nobody else. `kvm` is not used afterwards.
     unsafe { kvm.put() };
     drop(pin);
+}
+
+/// Hands every VM with notifiers that pin us over to C, before a forced unload. Sleeps.
+pub(crate) fn hand_over_all() {
+    vm::for_each(|kvm, _| {
+        if PINNED.lock().iter().any(|entry| entry.kvm == kvm.key()) {
+            pr_warn!(
+                "unloaded by force while a notifier of the VM of process {} is registered\n",
+                kvm.userspace_pid()
+            );
+            if memslot::hand_over(kvm).is_err() {
+                pr_err!("no memory for its counters: do not add or remove its pages\n");
+            }
+        }
+        Ok(())
+    })
+    // The closure does not fail.
+    .ok();
 }
 
 /// Registers a client (`kvm_page_track_register_client()`). Sleeps.

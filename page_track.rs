@@ -52,8 +52,11 @@ struct PageTrack {
 
 impl kernel::Module for PageTrack {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        // SAFETY: Module init runs once, and this is its first statement.
-        unsafe { vm::init() };
+        // SAFETY: Module init runs once, and these are its first statements.
+        unsafe {
+            vm::init();
+            notifier::init();
+        }
         kvm_functions::connect()?;
         mmu_hooks::attach()?;
         let dir = Dir::new(c"kvm_page_track");
@@ -75,7 +78,7 @@ impl Drop for PageTrack {
         self.files = None;
         self.dir = None;
         // Only a forced unload finds live notifiers. C serves them from here on.
-        vm::hand_over_all();
+        notifier::hand_over_all();
         mmu_hooks::detach();
         // SAFETY: Every hook is detached and drained, and a module that uses our symbols would have
         // kept us from being unloaded.

@@ -7,14 +7,13 @@
 //! as long.
 
 use crate::kvm::Kvm;
-use crate::memslot;
 use crate::notifier_list::NotifierList;
 use crate::owners::Owners;
 use crate::xa::Xa;
 use core::ptr::NonNull;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Relaxed};
-use kernel::sync::{global_lock, new_mutex, Mutex};
+use kernel::sync::global_lock;
 
 /// The module's state of one VM.
 #[pin_data]
@@ -27,9 +26,6 @@ pub(crate) struct Vm {
     /// Clients with `track_move_region`; upstream's notifiers are in KVM's own list.
     #[pin]
     pub(crate) clients: NotifierList,
-    /// Addresses of the nodes that were registered through us and so pin the module.
-    #[pin]
-    pub(crate) pinned: Mutex<KVec<usize>>,
     /// Guest writes delivered, each counted once.
     pub(crate) events: Atomic<u64>,
     /// The task that is inside a `track_move_region` callback, or 0.
@@ -71,7 +67,6 @@ impl Vm {
             kvm: NonNull::from(kvm),
             owners <- Owners::new(),
             clients <- NotifierList::new(),
-            pinned <- new_mutex!(KVec::new()),
             events: Atomic::new(0),
             mover: Atomic::new(0),
         })
@@ -195,23 +190,4 @@ pub(crate) unsafe fn clear() {
         // SAFETY: The caller's promise: nobody uses the entry.
         unsafe { free(address) };
     }
-}
-
-/// Hands every VM with live notifiers over to C, before a forced unload. Sleeps.
-pub(crate) fn hand_over_all() {
-    for_each(|kvm, vm| {
-        if vm.pinned.lock().is_empty() {
-            return Ok(());
-        }
-        pr_warn!(
-            "unloaded by force while a notifier of the VM of process {} is registered\n",
-            kvm.userspace_pid()
-        );
-        if memslot::hand_over(kvm).is_err() {
-            pr_err!("no memory for its counters: do not add or remove its pages\n");
-        }
-        Ok(())
-    })
-    // The closure does not fail.
-    .ok();
 }

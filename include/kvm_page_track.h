@@ -21,7 +21,7 @@
  *   -EAGAIN      the slot is being moved or deleted, or the module is going
  *                away: try again later
  *   -ESRCH       register: the caller's mm is not the VM's
- *   -EEXIST      register: registered already
+ *   -EEXIST      register: registered already, with this VM or another
  *   -EOPNOTSUPP  the VM's writes cannot be emulated or its memory is private
  *                (SEV, SEV-ES, SNP, TDX, software-protected VMs)
  */
@@ -74,7 +74,8 @@ int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
  * @node: the callbacks of upstream's notifier.  @node.track_write is called
  *	after a guest write to a tracked page was emulated (guest memory already
  *	holds the value): gpa, the bytes written, and their number.  A write
- *	that crosses a page boundary arrives as one call per page.
+ *	that crosses a page boundary arrives as one call per page.  A write that
+ *	races with the last remove of its page may go untold.
  *	@node.track_remove_region is called once when a memslot is deleted; its
  *	counters are gone by then.
  * @track_move_region: called when user space moves a memslot, after its
