@@ -148,7 +148,8 @@ static void registered_already(void)
 {
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm = make(&vcpu, guest_code);
-	struct kpt_register again;
+	struct kvm_vm *other = vm_create_barebones();
+	struct kpt_register again, elsewhere;
 	u32 type;
 	int id;
 
@@ -159,6 +160,10 @@ static void registered_already(void)
 			.vm_fd = vm->fd, .type = type, .id = id,
 		};
 		KPT_REFUSED(vm, KPT_GFN + 1, kpt_reg_full(kpt_dev, &again), EEXIST);
+		/* with another VM neither */
+		elsewhere = again;
+		elsewhere.vm_fd = other->fd;
+		KPT_ERR(kpt_reg_full(kpt_dev, &elsewhere), EEXIST);
 		/* once, not twice */
 		write_page(vcpu, 1);
 		KPT_EQ(kpt_counters(kpt_dev, id).writes, 1);
@@ -172,6 +177,7 @@ static void registered_already(void)
 		KPT_OK(kpt_unreg(kpt_dev, id));
 	}
 	kvm_vm_free(vm);
+	kvm_vm_free(other);
 }
 
 static void another_process(void)
