@@ -77,6 +77,9 @@ monitor=/tmp/monitor
 cat "$initrd" >"$own"
 (cd "$tree" && find . -mindepth 1 | cpio --quiet -o -H newc -R 0:0 | gzip -1) >>"$own"
 
+# What this kernel needs (scripts/debug-kernel.sh).
+[ ! -e /kernel/cmdline ] || append="$(cat /kernel/cmdline) $append"
+
 qemu=(
 	qemu-system-x86_64 -accel "$accel" -cpu max -smp "$smp" -m "$mem" -M q35
 	-nodefaults -display none -no-user-config -no-reboot
