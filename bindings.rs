@@ -2,9 +2,7 @@
 
 //! Types and functions of C as bindgen sees them (see `bindings_helper.h`).
 //!
-//! Only the edges of the crate use this module: [`crate::kvm`], [`crate::xa`],
-//! [`crate::guard`], [`crate::ftrace`], [`crate::kvm_functions`],
-//! [`crate::notifier_list`] and [`crate::abi`].
+//! Only the edges of the crate use this module (see `page_track.rs`).
 
 #![allow(
     clippy::all,

@@ -6,56 +6,78 @@
 //! - `vms`: `pid pages counter_bytes notifiers events`, a header and a line per VM that the module
 //!   knows: the process that created it, pages tracked for other modules, memory of the counters,
 //!   notifiers and clients registered, guest writes delivered.
+//!
+//! An open file keeps the module: the files' operations are in `helpers.c` for that reason.
 
+use crate::bindings;
 use crate::{memslot, mmu_hooks, notifier, vm};
-use kernel::debugfs::{Dir, File};
-use kernel::fmt;
-use kernel::prelude::*;
+use kernel::seq_file::SeqFile;
+use kernel::seq_print;
 use kernel::sync::atomic::Relaxed;
 
 /// The directory; it goes when this is dropped.
-#[pin_data]
-pub(crate) struct DebugFs {
-    #[pin]
-    hooks: File<()>,
-    #[pin]
-    vms: File<()>,
-}
+pub(crate) struct DebugFs(*mut bindings::dentry);
+
+// SAFETY: debugfs has locks of its own.
+unsafe impl Send for DebugFs {}
+// SAFETY: As above.
+unsafe impl Sync for DebugFs {}
 
 impl DebugFs {
-    /// Makes the directory.
-    pub(crate) fn new(dir: &Dir) -> impl PinInit<Self, Error> + '_ {
-        try_pin_init!(Self {
-            hooks <- dir.read_callback_file(c"hooks", (), &show_hooks),
-            vms <- dir.read_callback_file(c"vms", (), &show_vms),
-        })
+    /// Makes the directory and its files. They are there to look at: the module works without.
+    pub(crate) fn new() -> Self {
+        // SAFETY: Process context. An error pointer is what `debugfs_remove()` ignores.
+        Self(unsafe { bindings::kpt_debugfs_create() })
     }
 }
 
-fn show_hooks(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Drop for DebugFs {
+    fn drop(&mut self) {
+        // SAFETY: Made in `new`; waits for readers.
+        unsafe { bindings::kpt_debugfs_remove(self.0) };
+    }
+}
+
+/// Shows `hooks`.
+///
+/// # Safety
+///
+/// `m` is a valid seq_file.
+#[no_mangle]
+unsafe extern "C" fn kpt_show_hooks(m: *mut bindings::seq_file) {
+    // SAFETY: The caller's promise.
+    let m = unsafe { SeqFile::from_raw(m.cast()) };
     for hook in mmu_hooks::all() {
         let name = hook.symbol().name();
         match hook.attached_at() {
-            Some(address) => writeln!(f, "{name} {address:#x} attached")?,
-            None => writeln!(f, "{name} - detached")?,
+            Some(address) => seq_print!(m, "{name} {address:#x} attached\n"),
+            None => seq_print!(m, "{name} - detached\n"),
         }
     }
-    Ok(())
 }
 
-fn show_vms(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    writeln!(f, "pid pages counter_bytes notifiers events")?;
+/// Shows `vms`.
+///
+/// # Safety
+///
+/// `m` is a valid seq_file.
+#[no_mangle]
+unsafe extern "C" fn kpt_show_vms(m: *mut bindings::seq_file) {
+    // SAFETY: The caller's promise.
+    let m = unsafe { SeqFile::from_raw(m.cast()) };
+    seq_print!(m, "pid pages counter_bytes notifiers events\n");
     vm::for_each(|kvm, vm| {
-        writeln!(
-            f,
-            "{} {} {} {} {}",
+        seq_print!(
+            m,
+            "{} {} {} {} {}\n",
             kvm.userspace_pid(),
             vm.owners.tracked(),
             memslot::counter_bytes(kvm),
             notifier::count(kvm, vm),
             vm.events.load(Relaxed),
-        )
-        .map_err(|_| ENOMEM)
+        );
+        Ok(())
     })
-    .map_err(|_| fmt::Error)
+    // The closure does not fail.
+    .ok();
 }

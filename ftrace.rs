@@ -71,13 +71,17 @@ impl Jump {
 
     /// Attaches the jump at the function's address. Sleeps.
     ///
+    /// # Safety
+    ///
+    /// `address` is that of the function the jump was made for.
+    ///
     /// # Errors
     ///
     /// `EBUSY` if somebody else has replaced the function, `EINVAL` if ftrace has no call site
     /// there, and what else ftrace says.
-    pub(crate) fn attach(&'static self, address: usize) -> Result {
+    pub(crate) unsafe fn attach(&'static self, address: usize) -> Result {
         let target = self.replacement();
-        if target & JMP != 0 {
+        if target & JMP != 0 || self.attached_at().is_some() {
             return Err(EINVAL);
         }
         let ops = self.ops.get();

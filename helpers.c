@@ -3,7 +3,9 @@
  * C for Rust: inline functions and macros of the kernel, and direct calls to
  * functions that kvm.ko does not export.  No logic lives here.
  */
+#include <linux/debugfs.h>
 #include <linux/kvm_host.h>
+#include <linux/module.h>
 #include <linux/poison.h>
 #include <linux/rculist.h>
 #include <linux/sched.h>
@@ -11,6 +13,9 @@
 #include <linux/static_call.h>
 #include <linux/vmalloc.h>
 #include <linux/xarray.h>
+
+/* KVM's own header, for enum kvm_apicv_inhibit. */
+#include "x86.h"
 
 #include "helpers.h"
 
@@ -129,18 +134,19 @@ static struct kvm_memory_slot *slot_of(const struct kvm_memslots *slots,
 			    gfn_node[slots->node_idx]);
 }
 
-struct kvm_memory_slot *kpt_first_slot(struct kvm *kvm, int as_id)
+const struct kvm_memslots *kpt_active_slots(struct kvm *kvm, int as_id)
 {
-	struct kvm_memslots *slots = __kvm_memslots(kvm, as_id);
+	return __kvm_memslots(kvm, as_id);
+}
 
+struct kvm_memory_slot *kpt_first_slot(const struct kvm_memslots *slots)
+{
 	return slot_of(slots, rb_first(&slots->gfn_tree));
 }
 
-struct kvm_memory_slot *kpt_next_slot(struct kvm *kvm,
+struct kvm_memory_slot *kpt_next_slot(const struct kvm_memslots *slots,
 				      const struct kvm_memory_slot *slot)
 {
-	struct kvm_memslots *slots = __kvm_memslots(kvm, slot->as_id);
-
 	return slot_of(slots, rb_next(&slot->gfn_node[slots->node_idx]));
 }
 
@@ -159,6 +165,12 @@ void *kpt_alloc_counters(unsigned long npages)
 bool kpt_mm_is_current(struct kvm *kvm)
 {
 	return kvm->mm == current->mm;
+}
+
+bool kpt_is_sev(struct kvm *kvm)
+{
+	/* What says so is private to kvm-amd, except that SEV inhibits AVIC. */
+	return kvm->arch.apicv_inhibit_reasons & BIT(APICV_INHIBIT_REASON_SEV);
 }
 
 DEFINE_STATIC_SRCU(kpt_guard);
@@ -223,4 +235,32 @@ void kpt_xa_replace(struct xarray *xa, unsigned long index, void *entry)
 void kpt_sleep_idle(void)
 {
 	schedule_timeout_idle(MAX_SCHEDULE_TIMEOUT);
+}
+
+static int kpt_hooks_show(struct seq_file *m, void *unused)
+{
+	kpt_show_hooks(m);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(kpt_hooks);
+
+static int kpt_vms_show(struct seq_file *m, void *unused)
+{
+	kpt_show_vms(m);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(kpt_vms);
+
+struct dentry *kpt_debugfs_create(void)
+{
+	struct dentry *dir = debugfs_create_dir("kvm_page_track", NULL);
+
+	debugfs_create_file("hooks", 0400, dir, NULL, &kpt_hooks_fops);
+	debugfs_create_file("vms", 0400, dir, NULL, &kpt_vms_fops);
+	return dir;
+}
+
+void kpt_debugfs_remove(struct dentry *dir)
+{
+	debugfs_remove(dir);
 }

@@ -7,6 +7,7 @@
 #define _KPT_HELPERS_H
 
 #include <linux/kvm_host.h>
+#include <linux/seq_file.h>
 #include <linux/xarray.h>
 
 /* Functions of kvm.ko that are not exported, by the order of their names. */
@@ -36,12 +37,14 @@ int kpt_slots_read_lock(struct kvm *kvm);
 void kpt_slots_read_unlock(struct kvm *kvm, int idx);
 int kpt_nr_address_spaces(struct kvm *kvm);
 struct kvm_memory_slot *kpt_find_slot(struct kvm *kvm, int as_id, gfn_t gfn);
-struct kvm_memory_slot *kpt_first_slot(struct kvm *kvm, int as_id);
-struct kvm_memory_slot *kpt_next_slot(struct kvm *kvm,
+const struct kvm_memslots *kpt_active_slots(struct kvm *kvm, int as_id);
+struct kvm_memory_slot *kpt_first_slot(const struct kvm_memslots *slots);
+struct kvm_memory_slot *kpt_next_slot(const struct kvm_memslots *slots,
 				      const struct kvm_memory_slot *slot);
 struct kvm_memory_slot *kpt_inactive_slot(struct kvm *kvm, int as_id, int id);
 void *kpt_alloc_counters(unsigned long npages);
 bool kpt_mm_is_current(struct kvm *kvm);
+bool kpt_is_sev(struct kvm *kvm);
 
 /* The text guard: see guard.rs. */
 int kpt_guard_enter(void);
@@ -59,5 +62,15 @@ int kpt_xa_insert(struct xarray *xa, unsigned long index, void *entry);
 void kpt_xa_replace(struct xarray *xa, unsigned long index, void *entry);
 
 void kpt_sleep_idle(void);
+
+/*
+ * debugfs: the files' operations are C's, because those of the Rust abstraction
+ * have no owner, and an open file must keep the module.  The last two functions
+ * are in debugfs.rs.
+ */
+struct dentry *kpt_debugfs_create(void);
+void kpt_debugfs_remove(struct dentry *dir);
+void kpt_show_hooks(struct seq_file *m);
+void kpt_show_vms(struct seq_file *m);
 
 #endif /* _KPT_HELPERS_H */

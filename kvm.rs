@@ -71,7 +71,7 @@ impl Kvm {
     pub(crate) fn key(&self) -> usize {
         const _: () = assert!(size_of::<bindings::kvm>() >= 4096);
         // The upper bits of kernel addresses are all ones and would only make the tree deeper.
-        ((self.as_ptr() as usize) & ((1 << 47) - 1)) >> 12
+        ((self.as_ptr() as usize) & ((1 << 56) - 1)) >> 12
     }
 
     /// The process that created the VM, as KVM's own debugfs directory names it.
@@ -88,15 +88,17 @@ impl Kvm {
 
     /// Whether guest writes can be intercepted: KVM can emulate them and sees the guest's memory.
     ///
-    /// False for every VM type with encrypted state or private memory.
+    /// False for every VM type with encrypted state or private memory, and for SEV guests that were
+    /// made the old way (`KVM_SEV_INIT`), as VMs of the default type.
     pub(crate) fn can_track(&self) -> bool {
         let kvm = self.as_ptr();
-        // SAFETY: By the type invariant; the fields are set when the VM is created, and
-        // `has_protected_state` at the latest before its first vCPU.
+        // SAFETY: By the type invariant; the fields are single bytes, set when the VM is created
+        // or made an SEV guest.
         unsafe {
             u32::from((*kvm).arch.vm_type) == bindings::KVM_X86_DEFAULT_VM
                 && !(*kvm).arch.has_private_mem
                 && !(*kvm).arch.has_protected_state
+                && !bindings::kpt_is_sev(kvm)
         }
     }
 
@@ -284,14 +286,16 @@ impl<'a> Slots<'a> {
     pub(crate) fn for_each(self, mut f: impl FnMut(&Memslot) -> Result) -> Result {
         let kvm = self.kvm.as_ptr();
         for as_id in 0..self.kvm.address_spaces() {
-            // SAFETY: As in `find`. An active set of memslots is not written: KVM changes the
-            // inactive one and makes it active.
-            let mut slot = unsafe { bindings::kpt_first_slot(kvm, i32::from(as_id)) };
+            // SAFETY: As in `find`. The set that is active now is not written before the right to
+            // look up ends: KVM changes a set only after a grace period in which it was inactive.
+            let set = unsafe { bindings::kpt_active_slots(kvm, i32::from(as_id)) };
+            // SAFETY: As above.
+            let mut slot = unsafe { bindings::kpt_first_slot(set) };
             // SAFETY: As above.
             while let Some(s) = unsafe { slot.cast::<Memslot>().as_ref() } {
                 f(s)?;
                 // SAFETY: As above.
-                slot = unsafe { bindings::kpt_next_slot(kvm, s.as_ptr()) };
+                slot = unsafe { bindings::kpt_next_slot(set, s.as_ptr()) };
             }
         }
         Ok(())
@@ -348,25 +352,26 @@ pub(crate) struct MmuWrite<'k> {
 impl MmuWrite<'_> {
     /// One more reason not to map the page's surroundings with a large page.
     #[inline(always)]
-    pub(crate) fn disallow_large_page(&self, slot: &Memslot, gfn: Gfn) {
-        // SAFETY: `mmu_lock` is held; the memslot is valid and the callers of this method have
-        // checked that it holds `gfn`.
-        unsafe { bindings::kpt_gfn_disallow_lpage(slot.as_ptr(), gfn) };
+    pub(crate) fn disallow_large_page(&self, page: Page<'_>) {
+        // SAFETY: `mmu_lock` is held, and the memslot holds the page.
+        unsafe { bindings::kpt_gfn_disallow_lpage(page.slot.as_ptr(), page.gfn) };
     }
 
     /// Takes back one [`MmuWrite::disallow_large_page`].
     #[inline(always)]
-    pub(crate) fn allow_large_page(&self, slot: &Memslot, gfn: Gfn) {
+    pub(crate) fn allow_large_page(&self, page: Page<'_>) {
         // SAFETY: As in `disallow_large_page`.
-        unsafe { bindings::kpt_gfn_allow_lpage(slot.as_ptr(), gfn) };
+        unsafe { bindings::kpt_gfn_allow_lpage(page.slot.as_ptr(), page.gfn) };
     }
 
     /// Makes the existing mappings of a page read-only. True if TLBs have to be flushed.
     #[inline(always)]
     #[must_use]
-    pub(crate) fn write_protect(&self, slot: &Memslot, gfn: Gfn) -> bool {
+    pub(crate) fn write_protect(&self, page: Page<'_>) -> bool {
         // SAFETY: As in `disallow_large_page`.
-        unsafe { bindings::kpt_slot_gfn_write_protect(self.kvm.as_ptr(), slot.as_ptr(), gfn) }
+        unsafe {
+            bindings::kpt_slot_gfn_write_protect(self.kvm.as_ptr(), page.slot.as_ptr(), page.gfn)
+        }
     }
 
     /// Flushes the TLBs of every vCPU.
@@ -442,9 +447,22 @@ impl Memslot {
         unsafe { (*self.as_ptr()).flags & bindings::KPT_SLOT_INVALID != 0 }
     }
 
-    /// Whether the memslot holds a frame.
-    pub(crate) fn contains(&self, gfn: Gfn) -> bool {
-        gfn.wrapping_sub(self.base_gfn()) < self.npages()
+    /// A page of the memslot; `None` if it does not hold the frame.
+    pub(crate) fn page(&self, gfn: Gfn) -> Option<Page<'_>> {
+        let inside = gfn.wrapping_sub(self.base_gfn()) < self.npages();
+        // INVARIANT: The memslot holds the frame.
+        inside.then_some(Page { slot: self, gfn })
+    }
+
+    /// The same where KVM has looked already.
+    ///
+    /// # Safety
+    ///
+    /// The memslot holds the frame.
+    #[inline(always)]
+    pub(crate) unsafe fn page_unchecked(&self, gfn: Gfn) -> Page<'_> {
+        // INVARIANT: The caller's promise.
+        Page { slot: self, gfn }
     }
 
     #[inline(always)]
@@ -479,6 +497,31 @@ impl Memslot {
         // SAFETY: The field is valid by the type invariant. KVM frees the array with vfree().
         unsafe { atomic_store(self.counters_field(), array.cast(), Release) };
         Ok(())
+    }
+}
+
+/// A page of a memslot.
+///
+/// # Invariants
+///
+/// `slot` holds `gfn`.
+#[derive(Clone, Copy)]
+pub(crate) struct Page<'s> {
+    slot: &'s Memslot,
+    gfn: Gfn,
+}
+
+impl<'s> Page<'s> {
+    /// The memslot.
+    #[inline(always)]
+    pub(crate) fn slot(self) -> &'s Memslot {
+        self.slot
+    }
+
+    /// The frame.
+    #[inline(always)]
+    pub(crate) fn gfn(self) -> Gfn {
+        self.gfn
     }
 }
 
@@ -527,7 +570,8 @@ impl Counters<'_> {
 ///
 /// # Invariants
 ///
-/// `slot` is unpublished; `slots_lock` and `slots_arch_lock` of `kvm` are held.
+/// `slot` is unpublished; `slots_lock` and `slots_arch_lock` of `kvm` are held, and this task may
+/// take `mmu_lock`.
 pub(crate) struct NewSlot<'a> {
     kvm: &'a Kvm,
     slot: &'a Memslot,
@@ -546,6 +590,12 @@ impl<'a> NewSlot<'a> {
     /// The VM.
     pub(crate) fn kvm(&self) -> &'a Kvm {
         self.kvm
+    }
+
+    /// The right to look up memslots that `slots_lock` gives.
+    pub(crate) fn slots(&self) -> Slots<'a> {
+        // SAFETY: By the type invariants.
+        unsafe { self.kvm.assume_slots() }
     }
 
     /// The memslot itself.
@@ -582,7 +632,11 @@ impl<'a> NewSlot<'a> {
 
     /// Takes over the counters of `old`, which is left without. No copy: nothing is lost, nothing
     /// is freed twice. The INVALID copy that readers may still use points to the same array.
-    pub(crate) fn take_counters(&self, old: &Memslot) {
+    ///
+    /// # Safety
+    ///
+    /// `old` is what [`NewSlot::moved_from`] returned, and this memslot has no counters yet.
+    pub(crate) unsafe fn take_counters(&self, old: &Memslot) {
         // SAFETY: Both fields are valid by the type invariants, `old` is unreachable for anyone
         // but the holder of `slots_lock`, and both arrays have the same length: a move does not
         // change the size of a memslot.
@@ -595,6 +649,9 @@ impl<'a> NewSlot<'a> {
 
     /// `count` more reasons not to map the surroundings of `gfn` with a large page.
     pub(crate) fn disallow_large_page(&self, gfn: Gfn, count: u16) {
+        if self.slot.page(gfn).is_none() {
+            return;
+        }
         let slot = self.slot.as_ptr();
         for level in 0..LARGE_LEVELS {
             let shift = 9 * (level + 1);
@@ -682,8 +739,8 @@ mod tests {
                 assert_eq!(counters.get(0xff), 0);
                 assert_eq!(counters.get(0x140), 0);
                 assert_eq!(counters.get(u64::MAX), 0);
-                assert!(slot.contains(0x100) && slot.contains(0x13f));
-                assert!(!slot.contains(0xff) && !slot.contains(0x140));
+                assert!(slot.page(0x100).is_some() && slot.page(0x13f).is_some());
+                assert!(slot.page(0xff).is_none() && slot.page(0x140).is_none());
             });
         });
     }
@@ -695,8 +752,8 @@ mod tests {
                 with_blank_slot(0x120, 0x40, |new| {
                     old.alloc_counters().unwrap();
                     old.counters().unwrap().set(mmu, 0x103, 9);
-                    // SAFETY: Nobody else knows these memslots.
-                    unsafe { NewSlot::new(kvm, new) }.take_counters(old);
+                    // SAFETY: Nobody else knows these memslots, which are of the same size.
+                    unsafe { NewSlot::new(kvm, new).take_counters(old) };
                     assert!(old.counters().is_none());
                     assert_eq!(new.counters().unwrap().get(0x123), 9);
                     assert_eq!(new.counters().unwrap().get(0x122), 0);

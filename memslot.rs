@@ -8,7 +8,7 @@
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `kvm_alloc_memslot_metadata()` in `x86.c`.
 
-use crate::kvm::{Gfn, Kvm, Memslot, MmuWrite, NewSlot, Slots};
+use crate::kvm::{Gfn, Kvm, Memslot, MmuWrite, NewSlot, Page, Slots};
 use crate::{notifier, vm};
 use kernel::prelude::*;
 
@@ -117,34 +117,55 @@ fn carry_over(new: &NewSlot<'_>, old: &Memslot) -> Result {
         let count = counters.get(from + i);
         if count != 0 {
             new.disallow_large_page(to + i, count);
+            protect_other_space(new, to + i);
         }
     }
-    new.take_counters(old);
+    // SAFETY: This is the memslot that moves, and the new one comes without counters.
+    unsafe { new.take_counters(old) };
     Ok(())
+}
+
+/// A page is about to be tracked at a new place, where address space 1 may have it mapped writable.
+fn protect_other_space(new: &NewSlot<'_>, gfn: Gfn) {
+    if let Some(page) = new.slots().find(1, gfn).and_then(|slot| slot.page(gfn)) {
+        let mmu = new.kvm().lock_mmu();
+        if mmu.write_protect(page) {
+            mmu.flush_tlbs();
+        }
+    }
 }
 
 /// KVM adds one of its own shadow page tables (`__kvm_write_track_add_gfn()`).
 ///
 /// C sees to it that every memslot of such a VM has counters. External users leave KVM the 2^14 it
-/// may need, so the count does not overflow.
+/// may need, so the count does not overflow. Should either be broken, a guest page table may become
+/// writable behind KVM's back: that warns, as in C.
 #[inline(always)]
-pub(crate) fn kvm_added(mmu: &MmuWrite<'_>, slot: &Memslot, gfn: Gfn) {
-    if let Some(counters) = slot.counters() {
-        counters.set(mmu, gfn, counters.get(gfn).saturating_add(1));
-    }
-    mmu.disallow_large_page(slot, gfn);
-    if mmu.write_protect(slot, gfn) {
+pub(crate) fn kvm_added(mmu: &MmuWrite<'_>, page: Page<'_>) {
+    recount(mmu, page, |count| count.checked_add(1));
+    mmu.disallow_large_page(page);
+    if mmu.write_protect(page) {
         mmu.flush_tlbs();
     }
 }
 
 /// KVM removes one of its own shadow page tables (`__kvm_write_track_remove_gfn()`).
 #[inline(always)]
-pub(crate) fn kvm_removed(mmu: &MmuWrite<'_>, slot: &Memslot, gfn: Gfn) {
-    if let Some(counters) = slot.counters() {
-        counters.set(mmu, gfn, counters.get(gfn).saturating_sub(1));
+pub(crate) fn kvm_removed(mmu: &MmuWrite<'_>, page: Page<'_>) {
+    recount(mmu, page, |count| count.checked_sub(1));
+    mmu.allow_large_page(page);
+}
+
+#[inline(always)]
+fn recount(mmu: &MmuWrite<'_>, page: Page<'_>, change: impl FnOnce(u16) -> Option<u16>) {
+    let counters = page.slot().counters();
+    let count = counters.and_then(|counters| change(counters.get(page.gfn())));
+    match (counters, count) {
+        (Some(counters), Some(count)) => counters.set(mmu, page.gfn(), count),
+        _ => {
+            kernel::warn_on!(true);
+        }
     }
-    mmu.allow_large_page(slot, gfn);
 }
 
 /// Memory of the counters of a VM, in bytes. Sleeps.

@@ -76,9 +76,11 @@ hooks! {
 /// KVM's arguments: a VM without users.
 unsafe extern "C" fn cleanup(kvm: &Kvm) {
     let _guard = guard::enter();
-    vm::destroyed(kvm);
-    // SAFETY: The VM is being destroyed.
-    unsafe { KvmNotifiers::of(kvm).cleanup() };
+    // SAFETY: The VM is being destroyed, nobody uses it any more.
+    unsafe {
+        vm::destroyed(kvm);
+        KvmNotifiers::of(kvm).cleanup();
+    }
 }
 
 /// `kvm_gfn_is_write_tracked()`. Neither sleeps nor takes a lock, so it needs no guard.
@@ -128,20 +130,22 @@ unsafe extern "C" fn create_memslot(kvm: &Kvm, slot: &Memslot, _npages: c_ulong)
 ///
 /// # Safety
 ///
-/// KVM's arguments; `mmu_lock` is held for write.
+/// KVM's arguments: `slot` holds `gfn`; `mmu_lock` is held for write.
 unsafe extern "C" fn add_gfn_locked(kvm: &Kvm, slot: &Memslot, gfn: Gfn) {
     // SAFETY: As the caller promises.
-    memslot::kvm_added(&unsafe { kvm.assume_mmu_locked() }, slot, gfn);
+    let (mmu, page) = unsafe { (kvm.assume_mmu_locked(), slot.page_unchecked(gfn)) };
+    memslot::kvm_added(&mmu, page);
 }
 
 /// `__kvm_write_track_remove_gfn()`: KVM shadows it no more. Neither sleeps nor takes a lock.
 ///
 /// # Safety
 ///
-/// KVM's arguments; `mmu_lock` is held for write.
+/// KVM's arguments: `slot` holds `gfn`; `mmu_lock` is held for write.
 unsafe extern "C" fn remove_gfn_locked(kvm: &Kvm, slot: &Memslot, gfn: Gfn) {
     // SAFETY: As the caller promises.
-    memslot::kvm_removed(&unsafe { kvm.assume_mmu_locked() }, slot, gfn);
+    let (mmu, page) = unsafe { (kvm.assume_mmu_locked(), slot.page_unchecked(gfn)) };
+    memslot::kvm_removed(&mmu, page);
 }
 
 /// `kvm_write_track_add_gfn()`: upstream's name of `kvm_page_track_add_page()`.
@@ -210,7 +214,8 @@ pub(crate) fn all() -> &'static [Jump] {
 pub(crate) fn attach() -> Result {
     let addresses = resolve(&HOOKS.each_ref().map(Jump::symbol))?;
     for (hook, &address) in HOOKS.iter().zip(&addresses) {
-        if let Err(e) = hook.attach(address) {
+        // SAFETY: The address is that of the hook's function.
+        if let Err(e) = unsafe { hook.attach(address) } {
             let name = hook.symbol().name();
             if e == EBUSY {
                 pr_err!("{name} is in use by a livepatch, a kprobe or a BPF program\n");

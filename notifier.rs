@@ -109,6 +109,11 @@ pub(crate) fn unregister(kvm: &Kvm, node: &Node) {
     drop(pin);
 }
 
+/// Frees the memory of the list, at module exit.
+pub(crate) fn exit() {
+    *PINNED.lock() = KVec::new();
+}
+
 /// Hands every VM with notifiers that pin us over to C, before a forced unload. Sleeps.
 pub(crate) fn hand_over_all() {
     vm::for_each(|kvm, _| {
@@ -136,11 +141,14 @@ pub(crate) fn register_client(kvm: &Kvm, client: &Client) -> Result {
     check(kvm)?;
     let pin = ModulePin::get()?;
     let vm = vm::find_or_create(kvm)?;
+    // Before the client can be found, hence unregistered.
+    kvm.get();
     if !vm.clients.insert(client, &kvm.lock_mmu()) {
+        // SAFETY: The reference just taken; the caller has another.
+        unsafe { kvm.put() };
         return Err(EEXIST);
     }
     vm::count_client();
-    kvm.get();
     pin.keep();
     Ok(())
 }
@@ -221,7 +229,9 @@ pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
         vm.owners.forget(base, npages);
     }
     notifiers.for_each(|node| node.track_remove_region(base, npages));
-    if let Some(vm) = vm {
+    if let (Some(vm), 0) = (vm, slot.as_id()) {
+        // Counts are in address space 0; what happens in the other is of no interest to clients,
+        // though upstream's notifiers are told.
         vm.clients
             .read()
             .for_each(|client| client.node().track_remove_region(base, npages));

@@ -215,6 +215,7 @@ fn remove(head: *mut bindings::hlist_head, node: &Node, mmu: &MmuWrite<'_>) -> b
 /// Our list: the nodes in it are those of clients.
 #[pin_data]
 pub(crate) struct NotifierList {
+    #[pin]
     head: Opaque<bindings::hlist_head>,
     #[pin]
     srcu: Srcu,
@@ -224,8 +225,14 @@ impl NotifierList {
     /// An empty list.
     pub(crate) fn new() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            head: Opaque::new(bindings::hlist_head {
-                first: core::ptr::null_mut(),
+            // The first node's link points back to the head, hence the pin.
+            head <- Opaque::ffi_init(|head: *mut bindings::hlist_head| {
+                // SAFETY: The memory is given to be written.
+                unsafe {
+                    head.write(bindings::hlist_head {
+                        first: core::ptr::null_mut(),
+                    });
+                }
             }),
             srcu <- new_srcu!(),
         })

@@ -86,9 +86,26 @@ impl Owners {
         }
     }
 
-    /// Whether there is room for the count of a page, so that [`Owners::add`] will not fail for
-    /// want of it.
-    pub(crate) fn is_reserved(&self, gfn: Gfn) -> bool {
+    /// Makes permanent room for the count of a page that has none. False if it has. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn prepare(&self, gfn: Gfn) -> Result<bool> {
+        let empty = Entry {
+            count: 0,
+            prepared: true,
+        };
+        match self.pages.insert(gfn as usize, empty.number()) {
+            Ok(()) => Ok(true),
+            Err(e) if e == EBUSY => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether there is room for the count of a page.
+    #[cfg(CONFIG_KUNIT = "y")]
+    fn is_reserved(&self, gfn: Gfn) -> bool {
         self.load(gfn).is_some()
     }
 
@@ -298,6 +315,8 @@ mod tests {
         with_blank_vm(|_, mmu| {
             let owners = owners();
             assert_eq!(owners.keep(mmu, 7), Err(ENOMEM));
+            assert_eq!(owners.prepare(7), Ok(true));
+            assert_eq!(owners.prepare(7), Ok(false));
             owners.reserve(7).unwrap();
             owners.keep(mmu, 7).unwrap();
             owners.add(mmu, 7).unwrap();

@@ -11,7 +11,8 @@
 //!
 //! [`owners`] knows which counts are not KVM's, [`vm`] what belongs to which VM. The edges to C are
 //! [`kvm`], [`notifier_list`], [`xa`], [`guard`], [`module_pin`], [`ftrace`], [`kvm_symbols`],
-//! [`kvm_functions`], [`mmu_hooks`] and [`abi`]; everything else is safe code.
+//! [`kvm_functions`], [`mmu_hooks`], [`debugfs`] and [`abi`]; of the rest only [`vm`] and
+//! [`notifier`] say `unsafe`, where a reference is taken across a function.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
@@ -33,7 +34,6 @@ mod tracker;
 mod vm;
 mod xa;
 
-use kernel::debugfs::Dir;
 use kernel::prelude::*;
 
 module! {
@@ -46,8 +46,7 @@ module! {
 
 /// The module while it is loaded: attached from insmod to rmmod.
 struct PageTrack {
-    files: Option<Pin<KBox<debugfs::DebugFs>>>,
-    dir: Option<Dir>,
+    debugfs: Option<debugfs::DebugFs>,
 }
 
 impl kernel::Module for PageTrack {
@@ -58,31 +57,30 @@ impl kernel::Module for PageTrack {
             notifier::init();
         }
         kvm_functions::connect()?;
-        mmu_hooks::attach()?;
-        let dir = Dir::new(c"kvm_page_track");
-        // The files are there to look at; the module works without them.
-        let files = KBox::pin_init(debugfs::DebugFs::new(&dir), GFP_KERNEL).ok();
+        if let Err(e) = mmu_hooks::attach() {
+            // SAFETY: Nothing is attached any more, and no other module has found our symbols.
+            unsafe { vm::clear() };
+            return Err(e);
+        }
+        let debugfs = Some(debugfs::DebugFs::new());
         pr_info!(
             "attached to kvm.ko: {} functions replaced, external write tracking built in\n",
             mmu_hooks::all().len()
         );
-        Ok(Self {
-            files,
-            dir: Some(dir),
-        })
+        Ok(Self { debugfs })
     }
 }
 
 impl Drop for PageTrack {
     fn drop(&mut self) {
-        self.files = None;
-        self.dir = None;
+        self.debugfs = None;
         // Only a forced unload finds live notifiers. C serves them from here on.
         notifier::hand_over_all();
         mmu_hooks::detach();
         // SAFETY: Every hook is detached and drained, and a module that uses our symbols would have
         // kept us from being unloaded.
         unsafe { vm::clear() };
+        notifier::exit();
         pr_info!("detached from kvm.ko: the C tracker has taken over\n");
     }
 }

@@ -38,7 +38,8 @@ unsafe impl Send for Vm {}
 unsafe impl Sync for Vm {}
 
 /// [`Kvm::key`] to the address of a [`Vm`].
-static TABLE: Xa = Xa::uninit();
+// SAFETY: `init` sets it up before anything else uses it.
+static TABLE: Xa = unsafe { Xa::uninit() };
 
 global_lock! {
     // SAFETY: Initialised in `init` before anything else uses it.
@@ -152,17 +153,24 @@ unsafe fn free(address: usize) {
 }
 
 /// Forgets a VM that is being destroyed.
-pub(crate) fn destroyed(kvm: &Kvm) {
+///
+/// # Safety
+///
+/// The VM has no users left; nothing that `find` returned for it is used any more.
+pub(crate) unsafe fn destroyed(kvm: &Kvm) {
     let _write = TABLE_WRITE.lock();
     if let Some(address) = TABLE.load(kvm.key()) {
         TABLE.erase(kvm.key());
-        // SAFETY: The VM has no users left, so nobody but `for_each` could use the entry, and that
-        // holds the lock.
+        // SAFETY: By the caller's promise nobody but `for_each` could use the entry, and that holds
+        // the lock.
         unsafe { free(address) };
     }
 }
 
-/// Calls `f` for every VM in the table. Sleeps; no VM of the table is destroyed meanwhile.
+/// Calls `f` for every VM in the table. Sleeps.
+///
+/// No VM of the table is destroyed meanwhile, but it may have no users left: `f` must not take
+/// references ([`Kvm::get`]).
 pub(crate) fn for_each(mut f: impl FnMut(&Kvm, &Vm) -> Result) -> Result {
     let _write = TABLE_WRITE.lock();
     let mut from = 0;

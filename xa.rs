@@ -43,7 +43,11 @@ fn value(entry: *mut kernel::ffi::c_void) -> Option<usize> {
 
 impl Xa {
     /// An array for a static, to be set up with [`Xa::init`].
-    pub(crate) const fn uninit() -> Self {
+    ///
+    /// # Safety
+    ///
+    /// Nothing but [`Xa::init`] may be called before that.
+    pub(crate) const unsafe fn uninit() -> Self {
         Self {
             inner: Opaque::uninit(),
         }

@@ -2,17 +2,15 @@
 /*
  * kvm_page_track - write tracking of KVM guest pages, for other modules
  *
- * One header for C clients on every supported kernel.  On a kernel built with
- * CONFIG_KVM_EXTERNAL_WRITE_TRACKING the notifier functions and
- * kvm_write_track_{add,remove}_gfn() are kvm.ko's own symbols with bodies from
- * kvm_page_track.ko; on any other kernel kvm_page_track.ko exports them.  A
- * client includes this header and does not see the difference.
+ * The header for C clients.  The notifier functions of <asm/kvm_page_track.h>
+ * and kvm_write_track_{add,remove}_gfn() are kvm.ko's own symbols, with bodies
+ * from kvm_page_track.ko while that is loaded; the others are kvm_page_track.ko's.
  *
  * Contexts.  Unless a function says otherwise it may sleep, and is called
  * without kvm->mmu_lock, kvm->slots_arch_lock or a kvm->srcu read section.
  * The caller keeps @kvm alive across the call (kvm_get_kvm()).
  *
- * Errors.  A refused call changes nothing.
+ * Errors.  A refused call changes no count, no mapping and no registration.
  *
  *   -EINVAL      NULL argument, unknown mode, gfn in no memslot
  *   -ENOENT      remove: no external user has added this page
@@ -21,7 +19,8 @@
  *   -EAGAIN      the slot is being moved or deleted, or the module is going
  *                away: try again later
  *   -ESRCH       register: the caller's mm is not the VM's
- *   -EEXIST      register: registered already, with this VM or another
+ *   -EEXIST      register: registered already, with this VM or (through
+ *                kvm_page_track.ko) another
  *   -EOPNOTSUPP  the VM's writes cannot be emulated or its memory is private
  *                (SEV, SEV-ES, SNP, TDX, software-protected VMs)
  */
@@ -29,6 +28,7 @@
 #define _KVM_PAGE_TRACK_H
 
 #include <linux/kvm_host.h>
+
 #include <asm/kvm_page_track.h>
 
 /**
@@ -47,26 +47,7 @@ enum kvm_page_track_mode {
 #define KVM_PAGE_TRACK_MAX_USERS	(65535 - 16384)
 
 #ifndef CONFIG_KVM_EXTERNAL_WRITE_TRACKING
-/*
- * Here <asm/kvm_page_track.h> declares the node as an empty struct and nothing
- * else.  It has been included above, so the name can be given to ours.
- */
-struct kvm_page_track_external_node {
-	struct hlist_node node;
-	void (*track_write)(gpa_t gpa, const u8 *new, int bytes,
-			    struct kvm_page_track_external_node *node);
-	void (*track_remove_region)(gfn_t gfn, unsigned long nr_pages,
-				    struct kvm_page_track_external_node *node);
-};
-
-#define kvm_page_track_notifier_node kvm_page_track_external_node
-
-int kvm_page_track_register_notifier(struct kvm *kvm,
-				     struct kvm_page_track_notifier_node *n);
-void kvm_page_track_unregister_notifier(struct kvm *kvm,
-					struct kvm_page_track_notifier_node *n);
-int kvm_write_track_add_gfn(struct kvm *kvm, gfn_t gfn);
-int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
+#error "kvm_page_track needs a kernel with CONFIG_KVM_EXTERNAL_WRITE_TRACKING"
 #endif
 
 /**
@@ -77,19 +58,28 @@ int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
  *	that crosses a page boundary arrives as one call per page.  A write that
  *	races with the last remove of its page may go untold.
  *	@node.track_remove_region is called once when a memslot is deleted; its
- *	counters are gone by then.
+ *	counters are gone by then.  Memslots of address space 0: counts are there.
  * @track_move_region: called when user space moves a memslot, after its
  *	counters were carried over and before the new place becomes visible to
  *	the guest.  NULL: this client cannot follow, user space's attempt to
  *	move a memslot of the VM fails.
  *
+ * In a VM for which C's tracker had been enabled before insmod, track_write is
+ * also called for pages that only KVM itself tracks: whose counts those are
+ * cannot be known.
+ *
  * Callbacks run in task context in an SRCU read section of the notifiers,
  * without kvm->mmu_lock, and may sleep.  track_write and track_remove_region
  * may add and remove pages.  track_move_region runs under kvm->slots_lock and
- * kvm->slots_arch_lock: an add that would have to allocate counters, and
- * kvm_page_track_prepare(), return -EAGAIN there.  No callback may take
- * kvm->slots_lock, kvm->lock or a vCPU's mutex, nor unregister a notifier or
- * client of the same VM (it would wait for itself).
+ * kvm->slots_arch_lock: the moving memslot's pages can be neither added nor
+ * removed (-EAGAIN at the old place, -EINVAL at the new one), and what would
+ * have to allocate counters for another memslot returns -EAGAIN.
+ *
+ * No callback may take kvm->slots_lock, kvm->lock or a vCPU's mutex, nor
+ * unregister a notifier or client of the same VM (it would wait for itself).  A
+ * lock that a callback takes must not be held over an unregister; one that
+ * track_move_region takes not over kvm_page_track_add_page(), _prepare() or
+ * kvm_write_track_add_gfn() either, which take kvm->slots_arch_lock.
  *
  * Zero the struct before the first registration.
  */
@@ -132,7 +122,8 @@ void kvm_page_track_unregister_client(struct kvm *kvm,
  *
  * Every add needs one remove.  When the first add of a page returns, the page's
  * existing mappings are write-protected in every address space and no vCPU's
- * TLB holds a writable one.
+ * TLB holds a writable one.  (As in C, a memslot of address space 1, SMM, that
+ * large pages back may later map the page writable again, by a large page.)
  *
  * Return: 0, -EINVAL, -EOVERFLOW, -ENOMEM, -EAGAIN, -EOPNOTSUPP.
  */

@@ -203,6 +203,30 @@ static void under_calls(void)
 	kvm_vm_free(vm);
 }
 
+/* An open file in debugfs has our operations, so it must keep the module. */
+static void an_open_file_keeps_the_module(void)
+{
+	static const char * const files[] = { "hooks", "vms" };
+	char path[64], buf[4096];
+	u32 i;
+	int fd;
+
+	for (i = 0; i < ARRAY_SIZE(files); i++) {
+		snprintf(path, sizeof(path), "/sys/kernel/debug/kvm_page_track/%s", files[i]);
+		fd = open(path, O_RDONLY);
+		TEST_ASSERT(fd >= 0, "%s: %d", path, errno);
+		KPT_EQ(kpt_mod_refs("kvm_page_track"), 1);
+		KPT_ERR(kpt_mod_unload("kvm_page_track"), EAGAIN);
+		TEST_ASSERT(read(fd, buf, sizeof(buf)) > 0, "read: %d", errno);
+		close(fd);
+		KPT_EQ(kpt_mod_refs("kvm_page_track"), 0);
+	}
+	KPT_OK(kpt_mod_unload("kvm_page_track"));
+	TEST_ASSERT(open("/sys/kernel/debug/kvm_page_track/vms", O_RDONLY) < 0,
+		    "debugfs is left behind");
+	KPT_OK(kpt_mod_load("kvm_page_track"));
+}
+
 static void refused_while_in_use(void)
 {
 	int id, dev;
@@ -255,6 +279,7 @@ static const struct kpt_test tests[] = {
 	  under_a_running_vcpu, 120 },
 	{ "attach and detach under calls of the API", under_calls, 120 },
 	{ "rmmod is refused while somebody needs us", refused_while_in_use },
+	{ "an open debugfs file keeps the module", an_open_file_keeps_the_module },
 	{ "attach and detach with nobody there", idle },
 };
 
