@@ -14,6 +14,7 @@ MODULE_OUT := $(OUT)/module
 JOBS ?= $(shell nproc)
 SHELL := /bin/bash
 
+.PHONY: debug-kernel test-debug mutants
 .PHONY: all module tests-build demo-build test demo check shell setup update \
 	initramfs clean distclean help
 
@@ -88,6 +89,19 @@ ifeq ($(KPT_IN_ROOT),)
 test: setup
 	@scripts/test.sh
 
+# The same tests on a kernel that complains about everything; FLAVOUR=kcsan
+# watches for data races instead of bad memory accesses.
+debug-kernel: setup
+	@scripts/debug-kernel.sh $(FLAVOUR)
+
+test-debug: setup
+	@dir=$$(scripts/debug-kernel.sh $(FLAVOUR)) && \
+	KPT_KERNEL_DIR=$$dir VM="$(or $(VM),nested shadow)" scripts/test.sh
+
+# Breaks the module in every way of tests/mutants.list and sees who notices.
+mutants: setup
+	@scripts/mutants.sh
+
 demo: setup
 	@scripts/demo.sh
 
@@ -115,6 +129,9 @@ help:
 	@echo 'make demo       what the module does, shown on a stock kernel in QEMU'
 	@echo 'make test       all tests in QEMU, nested and shadow paging'
 	@echo '                T=pattern: only programs that match;  VM=nested|shadow|linux-guest'
+	@echo 'make test-debug the same on a debug kernel, which is built first (25 minutes):'
+	@echo '                KASAN, lockdep, kmemleak, unit tests; FLAVOUR=kcsan: data races'
+	@echo 'make mutants    breaks the module on purpose, 26 times: do the tests notice?'
 	@echo 'make check      rustfmt, clippy, checkpatch, shellcheck, indirect calls'
 	@echo 'make shell      a shell in the virtual machine, everything loaded by hand; NPT=0'
 	@echo 'make setup      make or complete the toolchain root and the stock kernel'

@@ -6,16 +6,20 @@
 # injection and so on).  With clang, since Rust and KASAN together want it.
 # External write tracking, which only KVMGT can select, is made selectable.
 #
-#   debug-kernel.sh [FRAGMENT...]   prints the directory of the kernel
+#   debug-kernel.sh [FLAVOUR]       prints the directory of the kernel
 #
 # The directory has the form of setup.sh's kernels, so KPT_KERNEL_DIR may name
 # it.  It is kept in KPT_CACHE, keyed by the release and the configuration.
-# FRAGMENTs are further configuration files (the KCSAN flavour).
+# FLAVOUR adds scripts/debug-kernel-FLAVOUR.config: kcsan looks for data races.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-fragments=("$KPT_TOP/scripts/debug-kernel.config" "$@")
+fragments=("$KPT_TOP/scripts/debug-kernel.config")
+if [ -n "${1:-}" ] && [ "$1" != --build ]; then
+	fragments+=("$KPT_TOP/scripts/debug-kernel-$1.config")
+	[ -e "${fragments[1]}" ] || die "no debug kernel of flavour $1"
+fi
 
 # In the root, with an empty /kernel and the stock kernel's source in /stock.
 build() {
