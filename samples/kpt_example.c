@@ -2,7 +2,7 @@
 /* The client of README.md: watch one page of a VM. */
 #include <linux/module.h>
 
-#include <kvm_page_track.h>
+#include "kpt_example.h"
 
 static void on_write(gpa_t gpa, const u8 *new, int bytes,
 		     struct kvm_page_track_notifier_node *node)
@@ -13,7 +13,6 @@ static void on_write(gpa_t gpa, const u8 *new, int bytes,
 static struct kvm_page_track_client client = { .node.track_write = on_write };
 
 /* Called in the process of the VM, for example from an ioctl. */
-int example_watch(struct kvm *kvm, gfn_t gfn);
 int example_watch(struct kvm *kvm, gfn_t gfn)
 {
 	int r = kvm_page_track_register_client(kvm, &client);
@@ -25,15 +24,14 @@ int example_watch(struct kvm *kvm, gfn_t gfn)
 	}
 	return r;
 }
+EXPORT_SYMBOL_GPL(example_watch);
 
-void example_unwatch(struct kvm *kvm, gfn_t gfn);
 void example_unwatch(struct kvm *kvm, gfn_t gfn)
 {
 	kvm_page_track_remove_page(kvm, gfn, KVM_PAGE_TRACK_WRITE);
 	kvm_page_track_unregister_client(kvm, &client);
 }
-
-EXPORT_SYMBOL_GPL(example_watch);
 EXPORT_SYMBOL_GPL(example_unwatch);
+
 MODULE_DESCRIPTION("The client of README.md");
 MODULE_LICENSE("GPL");

@@ -94,6 +94,27 @@ check "clippy" clippy_check
 check "checkpatch: kernel code" kernel_c_check
 check "checkpatch: test modules" test_c_check
 check "checkpatch: programs" user_c_check
+# The example builds against the module, and README shows its very lines.
+example_check() {
+	local out=$KPT_TOP/build/check/samples rel log
+	rel=$(cat "$KDIR/include/config/kernel.release")
+	rm -rf "$out"
+	mkdir -p "$out"
+	log=$out/log
+	make -C "$KDIR" M="$KPT_TOP/samples" MO="$out" KERNELRELEASE="$rel" \
+		KBUILD_EXTRA_SYMBOLS="$KPT_TOP/build/check/module/Module.symvers" \
+		modules >"$log" 2>&1 || { cat "$log"; return 1; }
+	if grep -i 'warning:' "$log"; then
+		return 1
+	fi
+	# shellcheck disable=SC2016 # a fence, not a command
+	sed -n '/^```c$/,/^```$/{/^```/!p}' README.md >"$out/readme.c"
+	[ "$(wc -l <"$out/readme.c")" -ge 20 ] || { echo "README shows no example"; return 1; }
+	grep -vxF -f samples/kpt_example.c "$out/readme.c" | grep . && return 1
+	return 0
+}
+
+check "README's example is the sample, and builds" example_check
 check "shellcheck" shellcheck -x scripts/*.sh scripts/jobs/* .ci/run
 check "no indirect calls to KVM" \
 	scripts/check-indirect-calls.sh build/check/module/kvm_page_track.ko
