@@ -14,7 +14,7 @@ MODULE_OUT := $(OUT)/module
 JOBS ?= $(shell nproc)
 SHELL := /bin/bash
 
-.PHONY: debug-kernel test-debug mutants
+.PHONY: debug-kernel test-debug test-upstream mutants
 .PHONY: all module tests-build demo-build test demo check shell setup update \
 	initramfs clean distclean help
 
@@ -98,6 +98,11 @@ test-debug: setup
 	@dir=$$(scripts/debug-kernel.sh $(FLAVOUR)) && \
 	KPT_KERNEL_DIR=$$dir VM="$(or $(VM),nested shadow)" scripts/test.sh
 
+# Upstream's own KVM selftests, without the module, with it, and while it comes
+# and goes.
+test-upstream: setup
+	@scripts/upstream.sh
+
 # Breaks the module in every way of tests/mutants.list and sees who notices.
 mutants: setup
 	@scripts/mutants.sh
@@ -128,7 +133,11 @@ help:
 	@echo '                the toolchain root (which is made first: about 3 minutes, once)'
 	@echo 'make demo       what the module does, shown on a stock kernel in QEMU'
 	@echo 'make test       all tests in QEMU, nested and shadow paging'
-	@echo '                T=pattern: only programs that match;  VM=nested|shadow|linux-guest'
+	@echo '                T=pattern: only programs that match;'
+	@echo '                VM=nested|shadow|upstream-nested|upstream-shadow|linux-guest'
+	@echo "make test-upstream  upstream's KVM selftests without the module, with it, and"
+	@echo '                while it comes and goes (over an hour); SUBSET="glob ...",'
+	@echo '                WAYS="attached storm", VM=nested|shadow, LIMIT=60 (a program, s)'
 	@echo 'make test-debug the same on a debug kernel, which is built first (25 minutes):'
 	@echo '                KASAN, lockdep, kmemleak, unit tests; FLAVOUR=kcsan: data races'
 	@echo 'make mutants    breaks the module on purpose, 26 times: do the tests notice?'

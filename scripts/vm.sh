@@ -9,6 +9,7 @@
 #   --tests GLOB    job test: only programs that match
 #   --npt 0|1       shadow or nested paging; default 1
 #   --limit SECS    wall-clock limit; default 1800
+#   --once          not a second time if the emulator died
 #   --mem SIZE      default 3G;   --smp N   default 2
 #   --accel ACCEL   default tcg,thread=single
 #   --append WORDS  for the kernel's command line
@@ -36,7 +37,7 @@ name=${1:-}
 [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9_.-]*$ ]] || die "usage: vm.sh NAME [OPTION...], see its first lines"
 shift
 job=none npt=1 limit=1800 mem=3G smp=2 accel=tcg,thread=single append='' share=''
-cmd='' tests='' extra=() files=()
+cmd='' tests='' extra=() files=() once=''
 while [ $# -gt 0 ]; do
 	case $1 in
 	--job) job=$2; shift 2 ;;
@@ -44,6 +45,7 @@ while [ $# -gt 0 ]; do
 	--tests) tests=$2; shift 2 ;;
 	--npt) npt=$2; shift 2 ;;
 	--limit) limit=$2; shift 2 ;;
+	--once) once=1; shift ;;
 	--mem) mem=$2; shift 2 ;;
 	--smp) smp=$2; shift 2 ;;
 	--accel) accel=$2; shift 2 ;;
@@ -197,7 +199,7 @@ boot() {
 }
 
 boot
-if [ "$status" -eq 3 ]; then
+if [ "$status" -eq 3 ] && [ -z "$once" ]; then
 	echo "# kpt-vm: $name: $text; running this machine once more"
 	for f in "$console" "$out" "$out.err" "$log/$name.state"; do
 		[ ! -e "$f" ] || mv "$f" "$f.first"
