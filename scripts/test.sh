@@ -5,6 +5,9 @@
 #
 #   nested       kvm-amd npt=1, all kselftests
 #   shadow       kvm-amd npt=0, all kselftests
+#   upstream-nested, upstream-shadow
+#                upstream's selftests of tests/upstream-short, in three machines
+#                one after the other (scripts/upstream.sh)
 #   linux-guest  kvm-amd npt=0, a stock Linux as guest (scripts/jobs/linux-guest)
 #
 # Two machines run at a time, one for each processor they would use.
@@ -17,7 +20,7 @@ set -euo pipefail
 
 cd "$KPT_TOP"
 start=$SECONDS
-machines=(nested shadow linux-guest)
+machines=(nested shadow upstream-nested upstream-shadow linux-guest)
 if [ -n "${VM:-}" ]; then
 	read -ra machines <<<"$VM"
 elif [ -n "${T:-}" ]; then
@@ -52,7 +55,8 @@ summary() {
 
 build() {
 	if ! scripts/in-root.sh make --no-print-directory module tests-build ||
-		! scripts/initramfs.sh; then
+		! scripts/initramfs.sh ||
+		{ [[ "${machines[*]}" == *upstream* ]] && ! scripts/upstream-build.sh; }; then
 		echo "FAIL  build"
 		echo "0 passed, 1 failed, 0 skipped"
 		exit 1
@@ -65,6 +69,12 @@ build() {
 run() {
 	local opts=() limit=2400
 	case $1 in
+	upstream-*)
+		sed '/^#/d' tests/upstream-short >"build/log/$1.programs"
+		LIMIT=${LIMIT:-120} scripts/upstream.sh --mode "${1#upstream-}" \
+			--list "build/log/$1.programs" --sum "build/log/$1.sum" || true
+		return
+		;;
 	nested*) opts=(--job test --npt 1) ;;
 	shadow*) opts=(--job test --npt 0) ;;
 	linux-guest-nested) limit=1200 opts=(--job linux-guest --npt 1 --smp 1 --share) ;;
