@@ -80,7 +80,8 @@ run_way() {
 			sleep 1
 			if [ $(($(date +%s) - $(stat -c %Y "$log/$name.out"))) -gt $((most + 120)) ]; then
 				say "$name says nothing any more, ending it"
-				kill -KILL "$machine"
+				kill -KILL "$machine" || true
+				break
 			fi
 		done
 		wait "$machine" "$reader" 2>/dev/null || true
@@ -135,7 +136,7 @@ cell() {
 run_mode() {
 	local mode=$1 list=$2 sum=$3 base=$log/upstream-$1 way prog bare why verdict row r
 	local passed=0 failed=0 skipped=0 suspects
-	rm -f "$sum"
+	rm -f "$sum" "$base.table"
 	run_way "$mode" none '' "$list"
 	for way in "${ways[@]}"; do
 		# what passed, and what failed by itself
