@@ -63,6 +63,8 @@ programs() {
 	done
 }
 programs "$tree/tests" "$KPT_TOP"/build/tests/kselftest/*
+# What only the debug kernel can run (KUnit, fault injection).
+[ "$(cat /kernel/version)" = debug ] || rm -f "$tree"/tests/{kunit,fault_injection}
 programs "$tree/bin" "$KPT_TOP"/build/demo/*
 
 "$KPT_TOP/scripts/kernel-report.sh" --patterns >"$tree/kernel-report.list"

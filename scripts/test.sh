@@ -5,7 +5,7 @@
 #
 #   nested       kvm-amd npt=1, all kselftests
 #   shadow       kvm-amd npt=0, all kselftests
-#   upstream-nested, upstream-shadow
+#   upstream-nested, upstream-shadow (only when named with VM=)
 #                upstream's selftests of tests/upstream-short, in three machines
 #                one after the other (scripts/upstream.sh)
 #   linux-guest  kvm-amd npt=0, a stock Linux as guest (scripts/jobs/linux-guest)
@@ -20,7 +20,7 @@ set -euo pipefail
 
 cd "$KPT_TOP"
 start=$SECONDS
-machines=(nested shadow upstream-nested upstream-shadow linux-guest)
+machines=(nested shadow linux-guest)
 if [ -n "${VM:-}" ]; then
 	read -ra machines <<<"$VM"
 elif [ -n "${T:-}" ]; then
