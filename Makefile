@@ -73,8 +73,17 @@ else
 # ---------------------------------------------------------------------------
 # In the toolchain root.
 
+ifneq ($(KPT_RELEASE),)
+module:
+	@echo 'kpt: ERROR: cannot build for $(KPT_RELEASE) here: it takes linux-headers-$(KPT_RELEASE)' >&2; \
+	echo 'kpt: of a kernel with CONFIG_RUST, rustc and bindgen (README, "Use it on your own machine")' >&2; \
+	false
+else
 module: setup
-	@scripts/in-root.sh make module
+	@echo 'kpt: not for the running kernel $(running) (no headers with CONFIG_RUST, rustc or bindgen),'
+	@echo 'kpt: but for the stock kernel of the toolchain root:'
+	@scripts/in-root.sh make --no-print-directory module
+endif
 
 endif
 
@@ -130,7 +139,7 @@ distclean: clean
 help:
 	@echo 'make            build build/module/kvm_page_track.ko, for the running kernel if'
 	@echo '                it is a Debian kernel with Rust, else for the stock kernel of'
-	@echo '                the toolchain root (which is made first: about 3 minutes, once)'
+	@echo '                the toolchain root (which is made first: about 5 minutes, once)'
 	@echo 'make demo       what the module does, shown on a stock kernel in QEMU'
 	@echo 'make test       all tests in QEMU, nested and shadow paging'
 	@echo '                T=pattern: only programs that match;'
