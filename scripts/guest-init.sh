@@ -7,6 +7,7 @@
 #   kpt.job=NAME   runs /jobs/NAME; or shell, run (/kpt-cmd), none
 #   kpt.npt=0|1    kvm-amd with shadow or nested paging
 #   kpt.quirks=0   without the cures for TCG's SVM (tests/modules)
+#   kpt.env.X=V    KPT_X=V in the environment of the job
 #
 # Job output goes to the second serial port, the kernel's to the first.
 # The last line, "# kpt-job: done rc=N", is the machine's verdict.
@@ -52,6 +53,14 @@ job=$(param job)
 npt=$(param npt)
 npt=${npt:-1}
 export KPT_NPT="$npt"
+for word in $(cat /proc/cmdline); do
+	case $word in
+	kpt.env.[A-Z]*=*)
+		word=${word#kpt.env.}
+		export "KPT_${word%%=*}=${word#*=}"
+		;;
+	esac
+done
 
 echo "# kpt-guest: Linux $(uname -r), npt=$npt, job ${job:-none}"
 echo 64 >/proc/sys/vm/nr_hugepages

@@ -28,6 +28,13 @@ int kpt_stock = -1;
 static pid_t main_pid;
 static bool had_module, had_client, had_stock;
 
+u64 kpt_env(const char *name, u64 otherwise)
+{
+	const char *v = getenv(name);
+
+	return v && *v ? strtoull(v, NULL, 0) : otherwise;
+}
+
 /* ---- modules ---- */
 
 static bool mod_line(const char *name, int *refs)
@@ -250,10 +257,25 @@ int kpt_events(int dev, struct kpt_event *ev, int max)
 
 struct kpt_inspect kpt_inspect(struct kvm_vm *vm, u32 as_id, u64 gfn)
 {
-	struct kpt_inspect in = { .vm_fd = vm->fd, .as_id = as_id, .gfn = gfn };
+	return kpt_inspect_fd(vm->fd, as_id, gfn);
+}
+
+struct kpt_inspect kpt_inspect_fd(int vm_fd, u32 as_id, u64 gfn)
+{
+	struct kpt_inspect in = { .vm_fd = vm_fd, .as_id = as_id, .gfn = gfn };
 
 	KPT_OK(do_ioctl(kpt_stock, KPT_INSPECT, &in));
 	return in;
+}
+
+void kpt_pages_fd(int vm_fd, u32 as_id, u64 gfn, u64 nr, struct kpt_page *pages)
+{
+	struct kpt_pages p = {
+		.vm_fd = vm_fd, .as_id = as_id, .gfn = gfn, .nr = nr,
+		.pages = (u64)pages,
+	};
+
+	KPT_OK(do_ioctl(kpt_stock, KPT_PAGES, &p));
 }
 
 /* ---- VMs ---- */

@@ -43,6 +43,9 @@ int kpt_main(const struct kpt_test *tests, int n, unsigned int modules);
 /* Ends the running test as skipped. */
 void kpt_skip(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
 
+/* A number from the environment: how long to go on, for example. */
+u64 kpt_env(const char *name, u64 otherwise);
+
 /* Nested paging (EPT, NPT) is on. */
 bool kpt_tdp(void);
 
@@ -74,6 +77,9 @@ struct kpt_counters kpt_counters(int dev, int id);
 /* Takes the recorded events; none may have been dropped. */
 int kpt_events(int dev, struct kpt_event *ev, int max);
 struct kpt_inspect kpt_inspect(struct kvm_vm *vm, u32 as_id, u64 gfn);
+/* The same of a VM that is not the library's. */
+struct kpt_inspect kpt_inspect_fd(int vm_fd, u32 as_id, u64 gfn);
+void kpt_pages_fd(int vm_fd, u32 as_id, u64 gfn, u64 nr, struct kpt_page *pages);
 
 static inline int kpt_add(struct kvm_vm *vm, u64 gfn)
 {

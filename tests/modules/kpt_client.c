@@ -90,7 +90,14 @@ static void kpt_api_unregister(u32 type, struct kvm *kvm, struct kpt_node *node)
 
 static long kpt_other_ioctl(unsigned int cmd, void __user *arg)
 {
-	return cmd == KPT_INSPECT || cmd == KPT_PROBE ? -ENOSYS : -ENOTTY;
+	switch (cmd) {
+	case KPT_INSPECT:
+	case KPT_PAGES:
+	case KPT_PROBE:
+		return -ENOSYS;
+	default:
+		return -ENOTTY;
+	}
 }
 
 static void kpt_other_exit(void)

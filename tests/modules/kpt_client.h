@@ -233,6 +233,36 @@ struct kpt_inspect {
 	__u32 users_count;
 };
 
+/* kpt_page.flags */
+#define KPT_PAGE_SLOT	(1U << 0)	/* a memslot holds it */
+#define KPT_PAGE_ARRAY	(1U << 1)	/* and has gfn_write_track */
+
+/* One page of KPT_PAGES, as in struct kpt_inspect. */
+struct kpt_page {
+	__u32 flags;
+	__u32 count;
+	__s32 lpage_2m;
+	__s32 lpage_1g;
+};
+
+/**
+ * struct kpt_pages - KPT_INSPECT of many pages at once (kpt_stock only)
+ * @vm_fd: the VM
+ * @as_id: address space
+ * @gfn: first guest frame number
+ * @nr: number of pages, up to KPT_PAGES_MAX
+ * @pages: where to put as many struct kpt_page
+ */
+struct kpt_pages {
+	__s32 vm_fd;
+	__u32 as_id;
+	__u64 gfn;
+	__u64 nr;
+	__u64 pages;
+};
+
+#define KPT_PAGES_MAX	4096
+
 /**
  * struct kpt_probe - occupy a function of KVM (kpt_stock only)
  * @symbol: the function
@@ -252,5 +282,6 @@ struct kpt_probe {
 #define KPT_COUNTERS	_IOWR(KPT_IOC_MAGIC, 0x05, struct kpt_counters)
 #define KPT_INSPECT	_IOWR(KPT_IOC_MAGIC, 0x06, struct kpt_inspect)
 #define KPT_PROBE	_IOW(KPT_IOC_MAGIC, 0x07, struct kpt_probe)
+#define KPT_PAGES	_IOW(KPT_IOC_MAGIC, 0x08, struct kpt_pages)
 
 #endif /* KPT_CLIENT_H */

@@ -177,6 +177,73 @@ static long kpt_inspect(struct kpt_inspect __user *arg)
 	return copy_to_user(arg, &out, sizeof(out)) ? -EFAULT : 0;
 }
 
+static void kpt_inspect_page(const struct kvm_memory_slot *slot, gfn_t gfn,
+			     struct kpt_page *page)
+{
+	page->flags = KPT_PAGE_SLOT;
+	if (slot->arch.gfn_write_track) {
+		page->flags |= KPT_PAGE_ARRAY;
+		page->count = slot->arch.gfn_write_track[gfn - slot->base_gfn];
+	}
+	if (slot->arch.lpage_info[0])
+		page->lpage_2m = slot->arch.lpage_info[0]
+			[lpage_index(slot, gfn, PG_LEVEL_2M)].disallow_lpage;
+	if (slot->arch.lpage_info[1])
+		page->lpage_1g = slot->arch.lpage_info[1]
+			[lpage_index(slot, gfn, PG_LEVEL_1G)].disallow_lpage;
+}
+
+static long kpt_pages(struct kpt_pages __user *arg)
+{
+	struct kvm_memory_slot *slot = NULL;
+	struct kpt_page *pages;
+	struct kpt_pages in;
+	struct kvm *kvm;
+	int idx, r = 0;
+	gfn_t gfn;
+	u64 i;
+
+	if (copy_from_user(&in, arg, sizeof(in)))
+		return -EFAULT;
+	if (!in.nr || in.nr > KPT_PAGES_MAX)
+		return -EDOM;
+
+	pages = kvcalloc(in.nr, sizeof(*pages), GFP_KERNEL);
+	if (!pages)
+		return -ENOSPC;
+	kvm = kpt_get_kvm(in.vm_fd);
+	if (!kvm) {
+		r = -EBADF;
+		goto out;
+	}
+	if (in.as_id >= kvm_arch_nr_memslot_as_ids(kvm)) {
+		kvm_put_kvm(kvm);
+		r = -EDOM;
+		goto out;
+	}
+
+	idx = srcu_read_lock(&kvm->srcu);
+	write_lock(&kvm->mmu_lock);
+	for (i = 0; i < in.nr; i++) {
+		gfn = in.gfn + i;
+		if (!slot || gfn >= slot->base_gfn + slot->npages)
+			slot = __gfn_to_memslot(__kvm_memslots(kvm, in.as_id),
+						gfn);
+		if (slot)
+			kpt_inspect_page(slot, gfn, &pages[i]);
+	}
+	write_unlock(&kvm->mmu_lock);
+	srcu_read_unlock(&kvm->srcu, idx);
+	kvm_put_kvm(kvm);
+
+	if (copy_to_user(u64_to_user_ptr(in.pages), pages,
+			 in.nr * sizeof(*pages)))
+		r = -EFAULT;
+out:
+	kvfree(pages);
+	return r;
+}
+
 static void kpt_post_handler(struct kprobe *p, struct pt_regs *regs,
 			     unsigned long flags)
 {
@@ -222,6 +289,8 @@ static long kpt_other_ioctl(unsigned int cmd, void __user *arg)
 	switch (cmd) {
 	case KPT_INSPECT:
 		return kpt_inspect(arg);
+	case KPT_PAGES:
+		return kpt_pages(arg);
 	case KPT_PROBE:
 		return kpt_probe(arg);
 	default:
