@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -33,6 +34,17 @@ u64 kpt_env(const char *name, u64 otherwise)
 	const char *v = getenv(name);
 
 	return v && *v ? strtoull(v, NULL, 0) : otherwise;
+}
+
+int kpt_put(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_TRUNC), r;
+
+	if (fd < 0)
+		return -errno;
+	r = write(fd, text, strlen(text)) == (ssize_t)strlen(text) ? 0 : -errno;
+	close(fd);
+	return r;
 }
 
 /* ---- modules ---- */
@@ -92,7 +104,7 @@ int kpt_mod_unload(const char *name)
 }
 
 /* A reader of /proc/modules and the like may hold a module for a moment. */
-static int unload_retry(const char *name)
+int kpt_mod_unload_retry(const char *name)
 {
 	int i, r = 0;
 
@@ -105,6 +117,28 @@ static int unload_retry(const char *name)
 	return r;
 }
 
+u64 kpt_load_and_unload(u64 cycles)
+{
+	u64 i, k, refused = 0;
+	int r;
+
+	for (i = 0; i < cycles; i++) {
+		kpt_attach();
+		usleep(20000);
+		for (k = 0; k < 3000; k++) {
+			r = kpt_mod_unload(MODULE);
+			if (r != -EAGAIN && r != -EWOULDBLOCK)
+				break;
+			refused++;
+			usleep(2000);
+		}
+		TEST_ASSERT(!r, "rmmod: %d", r);
+		if (i % 20 == 19)
+			printf("# %lu cycles\n", i + 1);
+	}
+	return refused;
+}
+
 void kpt_attach(void)
 {
 	KPT_OK(kpt_mod_load(MODULE));
@@ -112,7 +146,7 @@ void kpt_attach(void)
 
 void kpt_detach(void)
 {
-	KPT_OK(unload_retry(MODULE));
+	KPT_OK(kpt_mod_unload_retry(MODULE));
 }
 
 static void want(const char *name, bool wanted)
@@ -121,7 +155,7 @@ static void want(const char *name, bool wanted)
 
 	if (kpt_mod_loaded(name) == wanted)
 		return;
-	r = wanted ? kpt_mod_load(name) : unload_retry(name);
+	r = wanted ? kpt_mod_load(name) : kpt_mod_unload_retry(name);
 	if (r)
 		ksft_exit_fail_msg("%sload %s: %s\n", wanted ? "" : "un", name,
 				   strerror(-r));
@@ -368,6 +402,120 @@ void kpt_need_hugepages(int n)
 	TEST_ASSERT(have >= n, "only %d of %d 2 MiB pages", have, n);
 }
 
+/* ---- the writer ---- */
+
+static u64 writer_stop, writer_pace;
+
+static void writer_guest(void)
+{
+	u64 i = 0, k, n;
+
+	while (!READ_ONCE(writer_stop)) {
+		i++;
+		*(volatile u64 *)KPT_GVA = i;
+		n = READ_ONCE(writer_pace);
+		for (k = 0; k < n; k++)
+			*(volatile u64 *)(KPT_GVA + 0x1000) = i;
+	}
+	GUEST_SYNC(i);
+	GUEST_DONE();
+}
+
+static struct {
+	int dev, id;
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	pthread_t runner, drainer;
+	bool draining;
+	u64 made, expected;
+	struct kpt_event *ev;
+} writer;
+
+enum { WRITER_EVENTS = 2048 };
+
+static void *writer_run(void *arg)
+{
+	TEST_ASSERT(kpt_run_sync(writer.vcpu, &writer.made), "the guest ended");
+	kpt_run_done(writer.vcpu);
+	return NULL;
+}
+
+/* Values 1, 2, 3... without gap or repetition. */
+static void writer_drain(void)
+{
+	int i, n;
+	u64 v;
+
+	do {
+		n = kpt_events(writer.dev, writer.ev, WRITER_EVENTS);
+		for (i = 0; i < n; i++) {
+			/* memslots are the test's business */
+			if (writer.ev[i].type != KPT_EV_WRITE)
+				continue;
+			KPT_EQ(writer.ev[i].id, writer.id);
+			KPT_EQ(writer.ev[i].gpa, KPT_GPA);
+			KPT_EQ(writer.ev[i].len, 8);
+			memcpy(&v, writer.ev[i].data, 8);
+			KPT_EQ(v, writer.expected);
+			writer.expected++;
+		}
+	} while (n == WRITER_EVENTS);
+}
+
+static void *writer_drainer(void *arg)
+{
+	while (READ_ONCE(writer.draining)) {
+		writer_drain();
+		usleep(20000);
+	}
+	return NULL;
+}
+
+struct kvm_vm *kpt_writer_start(int dev, u32 type, u64 pace)
+{
+	writer.dev = dev;
+	writer.expected = 1;
+	writer.ev = calloc(WRITER_EVENTS, sizeof(*writer.ev));
+	writer.vm = kpt_vm(&writer.vcpu, writer_guest, 8, VM_MEM_SRC_ANONYMOUS);
+	writer_stop = 0;
+	writer_pace = pace;
+	sync_global_to_guest(writer.vm, writer_stop);
+	sync_global_to_guest(writer.vm, writer_pace);
+	writer.id = kpt_reg(dev, writer.vm, type, KPT_REG_RECORD);
+	TEST_ASSERT(writer.id >= 0, "register: %d", writer.id);
+	KPT_OK(kpt_call(dev, KPT_OP_ADD_PAGE, writer.vm, KPT_GFN));
+	writer.draining = true;
+	pthread_create(&writer.drainer, NULL, writer_drainer, NULL);
+	pthread_create(&writer.runner, NULL, writer_run, NULL);
+	return writer.vm;
+}
+
+u64 kpt_writer_heard(void)
+{
+	return kpt_counters(writer.dev, writer.id).writes;
+}
+
+u64 kpt_writer_stop(void)
+{
+	writer_stop = 1;
+	sync_global_to_guest(writer.vm, writer_stop);
+	pthread_join(writer.runner, NULL);
+	WRITE_ONCE(writer.draining, false);
+	pthread_join(writer.drainer, NULL);
+	writer_drain();
+
+	KPT_EQ(*(u64 *)addr_gpa2hva(writer.vm, KPT_GPA), writer.made);
+	KPT_EQ(writer.expected - 1, writer.made);
+	KPT_EQ(kpt_writer_heard(), writer.made);
+	KPT_EQ(kpt_count(writer.vm, KPT_GFN), 1);
+	KPT_OK(kpt_call(writer.dev, KPT_OP_REMOVE_PAGE, writer.vm, KPT_GFN));
+	KPT_EQ(kpt_count(writer.vm, KPT_GFN), 0);
+	KPT_OK(kpt_unreg(writer.dev, writer.id));
+	kvm_vm_free(writer.vm);
+	free(writer.ev);
+	return writer.made;
+}
+
 /* ---- debugfs ---- */
 
 static FILE *open_debugfs(const char *file)
@@ -469,13 +617,24 @@ static const char * const complaints[] = {
 	"list_add corruption", "unable to handle", "ftrace failed",
 };
 
+bool kpt_is_complaint(const char *record)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(complaints); i++)
+		if (strstr(record, complaints[i]))
+			return true;
+	return false;
+}
+
+bool (*kpt_complaint)(const char *record) = kpt_is_complaint;
+
 /* Did the kernel complain since the last call? */
 static bool kernel_complained(int kmsg)
 {
 	bool found = false;
 	char rec[8192];
 	ssize_t n;
-	size_t i;
 
 	while (kmsg >= 0) {
 		n = read(kmsg, rec, sizeof(rec) - 1);
@@ -484,13 +643,9 @@ static bool kernel_complained(int kmsg)
 		if (n <= 0)
 			break;
 		rec[n] = 0;
-		for (i = 0; i < ARRAY_SIZE(complaints); i++) {
-			if (strstr(rec, complaints[i])) {
-				printf("# kernel: %s\n",
-				       strchr(rec, ';') ?: rec);
-				found = true;
-				break;
-			}
+		if (kpt_complaint(rec)) {
+			printf("# kernel: %s\n", strchr(rec, ';') ?: rec);
+			found = true;
 		}
 	}
 	return found;
@@ -498,7 +653,7 @@ static bool kernel_complained(int kmsg)
 
 static int run_one(const struct kpt_test *t, unsigned int need)
 {
-	unsigned int limit = t->timeout ?: 60;
+	unsigned int limit = (t->timeout ?: 60) * kpt_env("KPT_PATIENCE", 1);
 	int status, i;
 	pid_t pid;
 
@@ -543,6 +698,7 @@ int kpt_main(const struct kpt_test *tests, int n, unsigned int modules)
 {
 	const char *only = getenv("KPT_ONLY");
 	struct timespec a, b;
+	unsigned int need;
 	int kmsg, i, r;
 	double s;
 
@@ -562,9 +718,10 @@ int kpt_main(const struct kpt_test *tests, int n, unsigned int modules)
 			continue;
 		}
 		/* a test that failed may have left them otherwise */
-		needed_modules(modules);
+		need = tests[i].modules ?: modules;
+		needed_modules(need);
 		clock_gettime(CLOCK_MONOTONIC, &a);
-		r = run_one(&tests[i], modules);
+		r = run_one(&tests[i], need);
 		clock_gettime(CLOCK_MONOTONIC, &b);
 		s = b.tv_sec - a.tv_sec + (b.tv_nsec - a.tv_nsec) / 1e9;
 		if (kernel_complained(kmsg))

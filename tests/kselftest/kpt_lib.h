@@ -32,7 +32,8 @@
 struct kpt_test {
 	const char *name;
 	void (*fn)(void);
-	unsigned int timeout;	/* seconds, 0: 60 */
+	unsigned int timeout;	/* seconds (times KPT_PATIENCE), 0: 60 */
+	unsigned int modules;	/* other than kpt_main()'s, if not 0 */
 };
 
 /*
@@ -40,11 +41,20 @@ struct kpt_test {
  * only.  A test also fails if the kernel complained meanwhile.
  */
 int kpt_main(const struct kpt_test *tests, int n, unsigned int modules);
+/*
+ * Is this record of the kernel's log a complaint?  A program that provokes some
+ * may put its own function there, which is shown every record in turn.
+ */
+extern bool (*kpt_complaint)(const char *record);
+bool kpt_is_complaint(const char *record);
 /* Ends the running test as skipped. */
 void kpt_skip(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
 
 /* A number from the environment: how long to go on, for example. */
 u64 kpt_env(const char *name, u64 otherwise);
+
+/* Writes @text to a file of the kernel's: 0 or -errno. */
+int kpt_put(const char *path, const char *text);
 
 /* Nested paging (EPT, NPT) is on. */
 bool kpt_tdp(void);
@@ -53,7 +63,14 @@ bool kpt_tdp(void);
 bool kpt_mod_loaded(const char *name);
 int kpt_mod_load(const char *name);
 int kpt_mod_unload(const char *name);
+/* Tries again for two seconds while it is in use. */
+int kpt_mod_unload_retry(const char *name);
 int kpt_mod_refs(const char *name);
+/*
+ * Loads and unloads kvm_page_track so often.  What is in use is refused, and
+ * that is all that may happen.  Returns how often it was.
+ */
+u64 kpt_load_and_unload(u64 cycles);
 /* The same, but must succeed. */
 void kpt_attach(void);
 void kpt_detach(void);
@@ -148,6 +165,17 @@ void kpt_run_to(struct kvm_vcpu *vcpu, u64 expected);
 void kpt_run_done(struct kvm_vcpu *vcpu);
 /* Backing memory of 2 MiB pages for a test; skips if there is none. */
 void kpt_need_hugepages(int n);
+
+/*
+ * A guest that writes 1, 2, 3... to a tracked page, and between two of these
+ * @pace times to a page that is not, with a notifier of @type on @dev that hears
+ * of it.  Whatever is done meanwhile: every write arrives once and in order.
+ */
+struct kvm_vm *kpt_writer_start(int dev, u32 type, u64 pace);
+/* So many have arrived. */
+u64 kpt_writer_heard(void);
+/* The guest ends and all is compared: returns how many writes it has made. */
+u64 kpt_writer_stop(void);
 
 /* One VM's line of debugfs kvm_page_track/vms; rows: how many it has. */
 struct kpt_vm_stats {

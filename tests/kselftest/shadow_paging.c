@@ -246,6 +246,8 @@ static void check_memory(struct kvm_vm *vm, int stage)
 static struct kvm_vcpu *vcpu;
 static struct kvm_vm *vm;
 
+static volatile bool ended;
+
 static void *run_rest(void *arg)
 {
 	int stage;
@@ -253,6 +255,7 @@ static void *run_rest(void *arg)
 	for (stage = (long)arg; stage <= STAGES; stage++)
 		kpt_run_to(vcpu, stage);
 	kpt_run_done(vcpu);
+	ended = true;
 	return NULL;
 }
 
@@ -329,25 +332,33 @@ static void detached_half_way(void)
 /* The vCPU runs on while the tracker changes hands, and the VM dies in ours. */
 static void while_running(void)
 {
+	u64 cycles = kpt_env("KPT_CYCLES", 2), done = 0, guests = 0, rng;
 	pthread_t thread;
-	u64 rng = 42;
 	int i;
 
-	make();
-	pthread_create(&thread, NULL, run_rest, (void *)1L);
-	for (i = 0; i < 2; i++) {
+	while (done < cycles) {
+		make();
+		ended = false;
+		pthread_create(&thread, NULL, run_rest, (void *)1L);
+		/* as many as there is time for, and two at least */
+		for (i = 0; done < cycles && (i < 2 || !ended); i++, done++) {
+			kpt_attach();
+			usleep(100000);
+			kpt_detach();
+			usleep(100000);
+		}
 		kpt_attach();
-		usleep(100000);
+		pthread_join(thread, NULL);
+		rng = 42;
+		for (i = 0; i < STAGES; i++)
+			model_stage(&rng);
+		check_memory(vm, STAGES);
+		kvm_vm_free(vm);
 		kpt_detach();
-		usleep(100000);
+		if (++guests % 10 == 0)
+			printf("# %lu cycles, %lu guests\n", done, guests);
 	}
-	kpt_attach();
-	pthread_join(thread, NULL);
-	for (i = 0; i < STAGES; i++)
-		model_stage(&rng);
-	check_memory(vm, STAGES);
-	kvm_vm_free(vm);
-	kpt_detach();
+	printf("# %lu cycles under %lu guests\n", done, guests);
 }
 
 /*
