@@ -53,7 +53,8 @@ job=$(param job)
 npt=$(param npt)
 npt=${npt:-1}
 export KPT_NPT="$npt"
-for word in $(cat /proc/cmdline); do
+read -r words </proc/cmdline
+for word in $words; do
 	case $word in
 	kpt.env.[A-Z]*=*)
 		word=${word#kpt.env.}
