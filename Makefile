@@ -14,7 +14,7 @@ MODULE_OUT := $(OUT)/module
 JOBS ?= $(shell nproc)
 SHELL := /bin/bash
 
-.PHONY: debug-kernel test-debug test-upstream mutants
+.PHONY: test-long debug-kernel test-debug test-upstream mutants
 .PHONY: all module tests-build demo-build test demo check shell setup update \
 	initramfs clean distclean help
 
@@ -98,6 +98,10 @@ ifeq ($(KPT_IN_ROOT),)
 test: setup
 	@scripts/test.sh
 
+# With the fuzzer of the API and the storms, which are not in make test yet.
+test-long: setup
+	@KPT_LONG=1 VM="$(or $(VM),nested shadow)" scripts/test.sh
+
 # The same tests on a kernel that complains about everything; FLAVOUR=kcsan
 # watches for data races instead of bad memory accesses.
 debug-kernel: setup
@@ -147,6 +151,7 @@ help:
 	@echo "make test-upstream  upstream's KVM selftests without the module, with it, and"
 	@echo '                while it comes and goes (over an hour); SUBSET="glob ...",'
 	@echo '                WAYS="attached storm", VM=nested|shadow, LIMIT=60 (a program, s)'
+	@echo 'make test-long  make test, and the fuzzer of the API and storms of everything'
 	@echo 'make test-debug the same on a debug kernel, which is built first (25 minutes):'
 	@echo '                KASAN, lockdep, kmemleak, unit tests; FLAVOUR=kcsan: data races'
 	@echo 'make mutants    breaks the module on purpose, 26 times: do the tests notice?'

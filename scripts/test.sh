@@ -82,6 +82,7 @@ run() {
 	*) die "no machine $1" ;;
 	esac
 	[ -z "${T:-}" ] || opts+=(--tests "$T")
+	[ -z "${KPT_LONG:-}" ] || opts+=(--append kpt.env.LONG=1)
 	rm -f "build/log/$1.sum"
 	scripts/vm.sh "$1" "${opts[@]}" --limit "${KPT_LIMIT:-$limit}" </dev/null |
 		awk -v vm="$1" -v sum="build/log/$1.sum" -f scripts/tap.awk || true
