@@ -154,7 +154,7 @@ help:
 	@echo 'make test-long  make test, and the fuzzer of the API and storms of everything'
 	@echo 'make test-debug the same on a debug kernel, which is built first (25 minutes):'
 	@echo '                KASAN, lockdep, kmemleak, unit tests; FLAVOUR=kcsan: data races'
-	@echo 'make mutants    breaks the module on purpose, 26 times: do the tests notice?'
+	@echo 'make mutants    breaks the module on purpose: do the tests notice?'
 	@echo 'make check      rustfmt, clippy, checkpatch, shellcheck, indirect calls'
 	@echo 'make shell      a shell in the virtual machine, everything loaded by hand; NPT=0'
 	@echo 'make setup      make or complete the toolchain root and the stock kernel'
