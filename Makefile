@@ -69,6 +69,10 @@ tests-build:
 demo-build: tests-build
 	@$(lock) && $(MAKE) -C demo KDIR=$(KDIR) O=$(OUT)/tests
 
+# The program of make bench; after tests-build.
+bench-build: tests-build
+	@$(lock) && $(MAKE) -C tests/bench KDIR=$(KDIR) O=$(OUT)/tests
+
 else
 # ---------------------------------------------------------------------------
 # In the toolchain root.
