@@ -15,6 +15,7 @@ JOBS ?= $(shell nproc)
 SHELL := /bin/bash
 
 .PHONY: test-long debug-kernel test-debug test-upstream mutants
+.PHONY: bench bench-build bench-check
 .PHONY: all module tests-build demo-build test demo check shell setup update \
 	initramfs clean distclean help
 
@@ -124,6 +125,14 @@ test-upstream: setup
 mutants: setup
 	@scripts/mutants.sh
 
+# What the C tracker and the module cost, side by side; and whether the bench
+# would notice.
+bench: setup
+	@scripts/bench.sh
+
+bench-check: setup
+	@scripts/bench-check.sh
+
 demo: setup
 	@scripts/demo.sh
 
@@ -159,6 +168,12 @@ help:
 	@echo 'make test-debug the same on a debug kernel, which is built first (25 minutes):'
 	@echo '                KASAN, lockdep, kmemleak, unit tests; FLAVOUR=kcsan: data races'
 	@echo 'make mutants    breaks the module on purpose: do the tests notice?'
+	@echo 'make bench      what the C tracker and the module cost, in instructions and'
+	@echo '                bytes, side by side: table, build/bench/results.json and .svg'
+	@echo '                PART="reader pages notifiers memslots writes tables attach'
+	@echo '                memory linux": only these (linux, a compile job in a Linux'
+	@echo '                guest, only when named; PAIRS=5); ROUNDS=3; VM=nested|shadow'
+	@echo 'make bench-check  slows the module down on purpose: does the bench show it?'
 	@echo 'make check      rustfmt, clippy, checkpatch, shellcheck, indirect calls'
 	@echo 'make shell      a shell in the virtual machine, everything loaded by hand; NPT=0'
 	@echo 'make setup      make or complete the toolchain root and the stock kernel'

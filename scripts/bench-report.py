@@ -1,3 +1,173 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Table and results.json of make bench, from what the machines printed.
+
+bench-report.py --out DIR MODE FILE [MODE FILE]...
+
+The lines read are those of tests/bench/bench.c.  A row's value is the median of
+its measurements, whose values are medians of their samples.  "~" marks a value
+whose rounds are not the same to the instruction, and the notes below the table
+say by how much, and why.
+"""
+
+import argparse
+import json
+import os
+import statistics
 import sys
-print(sys.argv)
+
+
+
+class Row:
+    """One row: the measurements of both implementations."""
+
+    def __init__(self, name, mode, unit):
+        self.name, self.mode, self.unit = name, mode, unit
+        self.why = ""
+        self.rounds = {"c": [], "rust": []}
+        self.means = {"c": [], "rust": []}
+        self.samples = 0
+
+    def add(self, impl, median, mean, samples):
+        self.rounds[impl].append(median)
+        self.means[impl].append(mean)
+        self.samples = samples
+
+    def value(self, impl):
+        return number(statistics.median(self.rounds[impl])) if self.rounds[impl] else None
+
+    def agrees(self, impl):
+        return len(set(self.rounds[impl])) <= 1
+
+    def spread(self, impl):
+        return [number(min(self.rounds[impl])), number(max(self.rounds[impl]))]
+
+    def pairs(self):
+        """Ratios of what was measured in turn, for wall time."""
+        if self.unit != "ms":
+            return []
+        return [rust / c for c, rust in zip(self.rounds["c"], self.rounds["rust"])]
+
+    def ratio(self):
+        if self.pairs():
+            return round(statistics.median(self.pairs()), 4)
+        c, rust = self.value("c"), self.value("rust")
+        if c is None or rust is None:
+            return None
+        if c == 0:
+            return 1.0 if rust == 0 else None
+        return round(rust / c, 4 if rust >= c / 100 else 6)
+
+    def result(self):
+        r = {
+            "row": self.name,
+            "mode": self.mode,
+            "c": self.value("c"),
+            "rust": self.value("rust"),
+            "ratio": self.ratio(),
+            "unit": self.unit,
+            "rounds": max(len(v) for v in self.rounds.values()),
+        }
+        for impl in "c", "rust":
+            if self.rounds[impl]:
+                r[impl + "_mean"] = number(statistics.mean(self.means[impl]))
+            if not self.agrees(impl):
+                r[impl + "_spread"] = self.spread(impl)
+        if self.pairs():
+            r["ratio_spread"] = [round(x, 4) for x in (min(self.pairs()), max(self.pairs()))]
+        if not (self.agrees("c") and self.agrees("rust")):
+            r["why"] = self.why
+        return r
+
+
+def number(x):
+    return int(x) if x == int(x) else round(x, 3)
+
+
+def read(mode, path, rows):
+    with open(path, encoding="utf-8", errors="replace") as f:
+        for line in f:
+            if not line.startswith("@ "):
+                continue
+            field = line[2:].rstrip("\r\n").split("\t")
+            impl, _round, unit, median, _min, _max, mean, samples, name, why = field
+            row = rows.setdefault((mode, name), Row(name, mode, unit))
+            row.add(impl, float(median), float(mean), int(samples))
+            row.why = why
+
+
+def show(x):
+    return "" if x is None else f"{x:,}"
+
+
+def show_ratio(x):
+    if x is None:
+        return ""
+    return f"{x:.2f}" if x >= 0.1 else f"{x:.4f}"
+
+
+def table(rows):
+    lines = [("row", "unit", "C", "Rust", "Rust/C")]
+    for r in rows:
+        mark = {i: "" if r.agrees(i) else "~" for i in ("c", "rust")}
+        lines.append((r.name, r.unit, mark["c"] + show(r.value("c")),
+                      mark["rust"] + show(r.value("rust")), show_ratio(r.ratio())))
+    width = [max(len(line[i]) for line in lines) for i in range(5)]
+    for n, line in enumerate(lines):
+        print("  ".join(c.ljust(w) if i < 2 else c.rjust(w)
+                        for i, (c, w) in enumerate(zip(line, width))).rstrip())
+        if n == 0:
+            print("  ".join("-" * w for w in width))
+
+
+def notes(rows):
+    differ = [r for r in rows if not (r.agrees("c") and r.agrees("rust"))]
+    if not differ:
+        return
+    print("\nNot the same in every round (smallest to largest median of a round):")
+    for r in differ:
+        parts = [f"{name} {show(r.spread(i)[0])}..{show(r.spread(i)[1])}"
+                 for i, name in (("c", "C"), ("rust", "Rust")) if not r.agrees(i)]
+        if r.pairs():
+            parts.append(f"Rust/C of a pair {min(r.pairs()):.3f}..{max(r.pairs()):.3f}")
+        print(f"  {r.name}: {', '.join(parts)}" + (f" ({r.why})" if r.why else ""))
+
+
+def summary(rows):
+    rated = [r for r in rows if r.ratio() is not None]
+    more = [r for r in rated if r.ratio() > 1]
+    exact = [r for r in rows if r.unit == "insn"]
+    same = sum(r.agrees("c") and r.agrees("rust") for r in exact)
+    print(f"{len(rows)} rows; Rust/C at most 1.00 in {len(rated) - len(more)} of {len(rated)}, "
+          f"median {statistics.median([r.ratio() for r in rated]):.2f}; "
+          f"{same} of {len(exact)} counted rows the same to the instruction in every round"
+          if rated else f"{len(rows)} rows")
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    p.add_argument("--out", required=True, help="where results.json goes")
+    p.add_argument("input", nargs="+", help="MODE FILE ...")
+    args = p.parse_args()
+
+    rows = {}
+    for mode, path in zip(args.input[::2], args.input[1::2]):
+        read(mode, path, rows)
+    if not rows:
+        sys.exit("bench-report: no measurements")
+
+    with open(os.path.join(args.out, "results.json"), "w", encoding="utf-8") as f:
+        json.dump([r.result() for r in rows.values()], f, indent=1)
+        f.write("\n")
+
+    for mode in dict.fromkeys(r.mode for r in rows.values()):
+        of_mode = [r for r in rows.values() if r.mode == mode]
+        paging = "nested" if mode == "npt=1" else "shadow"
+        print(f"\n{mode} ({paging} paging)")
+        table(of_mode)
+        notes(of_mode)
+    print()
+    summary(list(rows.values()))
+
+
+main()

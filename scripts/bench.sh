@@ -16,6 +16,10 @@
 #   BENCH_OUT=build/bench  where the results go
 #
 # The table goes to stdout, results.json and results.svg to BENCH_OUT.
+#
+# Counted parts run on one emulated processor whose time stamp counter counts
+# instructions, in a machine where nothing is random: addresses, the random
+# numbers of the processor, the time of day.  Two boots measure the same.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -23,6 +27,7 @@ set -euo pipefail
 
 cd "$KPT_TOP"
 start=$SECONDS
+append=
 rounds=${ROUNDS:-3}
 read -ra parts <<<"${PART:-reader pages notifiers memslots writes tables attach memory}"
 read -ra modes <<<"${VM:-nested shadow}"
@@ -50,9 +55,30 @@ machine() {
 	shift 2
 	[ "$mode" = nested ] || npt=0
 	results+=("npt=$npt" "build/log/$name.out")
-	scripts/vm.sh "$name" --npt "$npt" --smp 1 --append "kpt.env.ROUNDS=$rounds $append" \
+	scripts/vm.sh "$name" --npt "$npt" --smp 1 --append "$append" \
 		"$@" </dev/null | grep -v '^@' >&2 ||
 		die "bench: the machine $name failed"
+}
+
+# The chart is drawn with matplotlib, in a Python environment of its own.
+matplotlib=3.11.2
+python=$KPT_CACHE/matplotlib-$matplotlib/bin/python
+make_python() {
+	local new
+	[ ! -x "$python" ] || return 0
+	if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+		run_logged "$KPT_CACHE/log/host-apt.log" "installing on the host: python3-venv" \
+			env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y --no-install-recommends python3-venv
+	fi
+	# another clone may be making it too: the first to finish wins
+	new=$(mktemp -d "$KPT_CACHE/matplotlib.XXXXXX")
+	chmod 755 "$new"
+	python3 -m venv "$new"
+	run_logged "$KPT_CACHE/log/matplotlib.log" "fetching matplotlib $matplotlib" \
+		"$new/bin/python" -m pip install --quiet "matplotlib==$matplotlib"
+	mv -T "$new" "$KPT_CACHE/matplotlib-$matplotlib" 2>/dev/null || rm -rf "$new"
+	[ -x "$python" ] || die "no matplotlib $matplotlib"
 }
 
 comma() {
@@ -61,26 +87,32 @@ comma() {
 }
 
 scripts/setup.sh
+make_python
 scripts/in-root.sh make --no-print-directory module tests-build bench-build >build/bench.log 2>&1 ||
 	{ tail -n 30 build/bench.log >&2; die "the bench does not build"; }
 scripts/initramfs.sh
 
-program=(--job bench --file kpt_bench build/bench/bin/kpt_bench --qemu -cpu --qemu max,phys-bits=46)
+cpu=max,phys-bits=46
+program=(--job bench --file kpt_bench build/bench/bin/kpt_bench --qemu -cpu --qemu "$cpu")
+# shellcheck disable=SC2054 # the commas are QEMU's
+exact=(--accel tcg,thread=single --qemu -icount --qemu shift=0,sleep=off --qemu -seed --qemu 1
+	--qemu -rtc --qemu base=2026-01-01,clock=vm)
 for mode in "${modes[@]}"; do
 	if [ ${#counted[@]} -gt 0 ]; then
-		append="kpt.env.PARTS=$(comma "${counted[@]}")"
-		machine "bench-$mode" "$mode" --limit 3000 "${program[@]}" \
-			--accel tcg,thread=single --qemu -icount --qemu shift=0,sleep=off
+		append="nokaslr kpt.env.ROUNDS=$rounds kpt.env.PARTS=$(comma "${counted[@]}")"
+		machine "bench-$mode" "$mode" --limit 3000 "${program[@]}" "${exact[@]}"
 	fi
 	if [ ${#plain[@]} -gt 0 ]; then
-		append="kpt.env.PARTS=$(comma "${plain[@]}")"
-		machine "bench-memory-$mode" "$mode" --limit 1200 --mem 6G "${program[@]}"
+		append="kpt.env.ROUNDS=1 kpt.env.PARTS=$(comma "${plain[@]}")"
+		machine "bench-memory-$mode" "$mode" --limit 1800 --mem 6G "${program[@]}"
 	fi
 done
 if [ -n "$linux" ]; then
+	scripts/bench-inner.sh
 	append="kpt.env.PAIRS=${PAIRS:-5}"
 	machine bench-linux shadow --job bench-linux --limit 7200 --share
 fi
 
 scripts/bench-report.py --out "$out" "${results[@]}"
-say "bench took $((SECONDS - start)) s"
+"$python" scripts/bench-chart.py "$out/results.json" "$out/results.svg"
+say "bench took $((SECONDS - start)) s; $out/results.json, $out/results.svg"

@@ -67,7 +67,7 @@ checkpatch() {
 
 kernel_c=(*.c *.h include/*.h samples/*.[ch])
 test_c=(tests/modules/*.[ch])
-user_c=(tests/kselftest/*.[ch] demo/*.[ch])
+user_c=(tests/kselftest/*.[ch] tests/bench/*.[ch] demo/*.[ch])
 
 # The functions that exports.c exports are Rust.
 kernel_c_check() {

@@ -27,11 +27,14 @@ extern bool bench_rust;
 extern bool bench_nested;
 /* /dev/kpt_bench, opened for each part. */
 extern int bench_dev;
+/* Why a row may differ from one measurement to the next. */
+extern const char *bench_why;
 
 struct bench_part {
 	const char *name;
 	void (*run)(void);
-	bool by_hand;	/* only if named; attaches by itself; not twice */
+	bool attaches;	/* attaches and detaches by itself: nothing of C's */
+	bool no_quirks;	/* its guest gets on without tcg_svm_quirks.ko */
 };
 
 void bench_reader(void);

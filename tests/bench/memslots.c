@@ -37,6 +37,7 @@ static void with(u64 size, bool trackers, const char *name)
 		bench_slot(vm, BENCH_SLOT, 0, BENCH_GPA, 0, mem);
 		gone[i] = bench_stop(&t);
 	}
+	bench_why = "memory allocation; waits for SRCU grace periods, others run";
 	bench_row("insn", create, TIMES, 1, "memslot: create, %s, %s", name, how);
 	bench_row("insn", dirty, TIMES, 1, "memslot: dirty log on, %s, %s", name, how);
 	bench_row("insn", clean, TIMES, 1, "memslot: dirty log off, %s, %s", name, how);

@@ -26,10 +26,13 @@ static void with(u64 size, const char *name)
 		bench_do(KPT_BENCH_REMOVE, vm, BENCH_GFN, 1);
 		kvm_vm_free(vm);
 	}
+	bench_why = "memory allocation";
 	bench_row("insn", first, VMS, 1, "register: first notifier, %s", name);
 	bench_row("insn", use, VMS, 1, "register and first add, %s", name);
+	bench_why = "where in the module's list it goes";
 	bench_row("insn", more, VMS * FURTHER, 1,
 		  "register: further notifier, %s", name);
+	bench_why = "waits for an SRCU grace period, others run";
 	bench_row("insn", less, VMS * FURTHER, 1,
 		  "unregister: further notifier, %s", name);
 	bench_row("insn", last, VMS, 1, "unregister: last notifier, %s", name);

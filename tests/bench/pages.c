@@ -17,6 +17,8 @@
 #define PAGES	128
 #define LARGE	16		/* pages of 2 MiB */
 #define STEP	512		/* from one to the next */
+/* Pages that no guest writes to. */
+#define UNMAPPED (BENCH_GFN + SIZE / 4096 / 2)
 
 struct names {
 	const char *add, *remove;
@@ -49,14 +51,15 @@ static void begin(struct kvm_vm *vm)
 	bench_do(KPT_BENCH_ADD, vm, BENCH_GFN + SIZE / 4096 - 1, 1);
 }
 
-static void add_and_remove(struct kvm_vm *vm, const struct names *f, u64 step,
-			   u32 nr, const char *what, const char *vcpus)
+static void add_and_remove(struct kvm_vm *vm, const struct names *f, u64 gfn,
+			   u64 step, u32 nr, const char *what,
+			   const char *vcpus)
 {
 	u64 ticks[PAGES];
 
-	bench_ticks(f->add_op, vm, BENCH_GFN, step, nr, ticks);
+	bench_ticks(f->add_op, vm, gfn, step, nr, ticks);
 	bench_row("insn", ticks, nr, 1, "%s: %s, %s", f->add, what, vcpus);
-	bench_ticks(f->remove_op, vm, BENCH_GFN, step, nr, ticks);
+	bench_ticks(f->remove_op, vm, gfn, step, nr, ticks);
 	bench_row("insn", ticks, nr, 1, "%s: %s, %s", f->remove, what, vcpus);
 }
 
@@ -67,8 +70,8 @@ static void alone(struct kvm_vm *vm, const struct names *f, const char *vcpus)
 	u32 i;
 
 	for (i = 0; i < PAGES; i++) {
-		bench_ticks(f->add_op, vm, BENCH_GFN, 0, 1, &adds[i]);
-		bench_ticks(f->remove_op, vm, BENCH_GFN, 0, 1, &removes[i]);
+		bench_ticks(f->add_op, vm, UNMAPPED, 0, 1, &adds[i]);
+		bench_ticks(f->remove_op, vm, UNMAPPED, 0, 1, &removes[i]);
 	}
 	bench_row("insn", adds, PAGES, 1, "%s: unmapped, no other near, %s",
 		  f->add, vcpus);
@@ -79,12 +82,12 @@ static void alone(struct kvm_vm *vm, const struct names *f, const char *vcpus)
 /* States of a page that need no vCPU. */
 static void unmapped(struct kvm_vm *vm, const struct names *f, const char *vcpus)
 {
+	add_and_remove(vm, f, UNMAPPED, 1, PAGES, "unmapped", vcpus);
 	alone(vm, f, vcpus);
-	add_and_remove(vm, f, 1, PAGES, "unmapped", vcpus);
 
-	bench_do(f->add_op, vm, BENCH_GFN, PAGES);
-	add_and_remove(vm, f, 1, PAGES, "tracked already", vcpus);
-	bench_do(f->remove_op, vm, BENCH_GFN, PAGES);
+	bench_do(f->add_op, vm, UNMAPPED, PAGES);
+	add_and_remove(vm, f, UNMAPPED, 1, PAGES, "tracked already", vcpus);
+	bench_do(f->remove_op, vm, UNMAPPED, PAGES);
 }
 
 static void *guest_at, *guest_end;
@@ -144,18 +147,12 @@ static void map(struct mapped *m)
 static void with_vcpu(const struct names *f)
 {
 	struct mapped m = mapped_vm(VM_MEM_SRC_ANONYMOUS, 1);
+	const char *vcpu = "1 running vCPU";
 	struct sched_param low = {};
 	pthread_attr_t attr;
 	pthread_t thread;
 
 	begin(m.vm);
-	map(&m);
-	add_and_remove(m.vm, f, 1, PAGES, "mapped by 4 KiB", "1 vCPU");
-
-	/* The rest with the vCPU inside KVM_RUN: it spins on guest_step. */
-	bench_do(f->add_op, m.vm, BENCH_GFN, PAGES);
-	add_and_remove(m.vm, f, 1, PAGES, "tracked already", "1 vCPU");
-	bench_do(f->remove_op, m.vm, BENCH_GFN, PAGES);
 	map(&m);
 	guest_step = 0;
 	sync_global_to_guest(m.vm, guest_step);
@@ -165,9 +162,9 @@ static void with_vcpu(const struct names *f)
 	pthread_attr_setschedparam(&attr, &low);
 	pthread_create(&thread, &attr, run_vcpu, m.vcpu);
 	usleep(20000);
-	add_and_remove(m.vm, f, 1, PAGES, "mapped by 4 KiB", "1 running vCPU");
-	add_and_remove(m.vm, f, 1, PAGES, "mapped read-only", "1 running vCPU");
-	alone(m.vm, f, "1 running vCPU");
+	add_and_remove(m.vm, f, BENCH_GFN, 1, PAGES, "mapped by 4 KiB", vcpu);
+	add_and_remove(m.vm, f, BENCH_GFN, 1, PAGES, "mapped read-only", vcpu);
+	unmapped(m.vm, f, vcpu);
 }
 
 static void large(const struct names *f)
@@ -179,7 +176,8 @@ static void large(const struct names *f)
 	if (bench_nested)
 		TEST_ASSERT(vm_get_stat(m.vm, pages_2m) >= LARGE,
 			    "%lu large pages", vm_get_stat(m.vm, pages_2m));
-	add_and_remove(m.vm, f, STEP, LARGE, "mapped by 2 MiB", "1 vCPU");
+	add_and_remove(m.vm, f, BENCH_GFN, STEP, LARGE, "mapped by 2 MiB",
+		       "1 vCPU");
 }
 
 static void with(const struct names *f)
@@ -194,6 +192,7 @@ static void with(const struct names *f)
 
 void bench_pages(void)
 {
+	bench_why = "the module allocates per 64 pages; timer interrupts";
 	with(&upstream);
 	with(bench_rust ? &own : &own_in_c);
 }

@@ -24,7 +24,7 @@
 #include "kpt_bench.h"
 
 struct bench_file {
-	struct mutex lock;
+	struct mutex lock;	/* all of it */
 	struct kvm *kvm[KPT_BENCH_NODES];
 	struct kvm_page_track_notifier_node node[KPT_BENCH_NODES];
 	unsigned int nr_nodes;
