@@ -103,7 +103,7 @@ def show(x):
 def show_ratio(x):
     if x is None:
         return ""
-    return f"{x:.2f}" if x >= 0.1 else f"{x:.4f}"
+    return f"{x:.3f}" if x >= 0.1 else f"{x:.5f}"
 
 
 def table(rows):
@@ -135,13 +135,14 @@ def notes(rows):
 
 def summary(rows):
     rated = [r for r in rows if r.ratio() is not None]
-    more = [r for r in rated if r.ratio() > 1]
+    # where the rounds differ: more or less only if every round says so
+    more = sum(r.spread("rust")[0] > r.spread("c")[1] for r in rated)
+    less = sum(r.spread("rust")[1] < r.spread("c")[0] for r in rated)
     exact = [r for r in rows if r.unit == "insn"]
-    same = sum(r.agrees("c") and r.agrees("rust") for r in exact)
-    print(f"{len(rows)} rows; Rust/C at most 1.00 in {len(rated) - len(more)} of {len(rated)}, "
-          f"median {statistics.median([r.ratio() for r in rated]):.2f}; "
-          f"{same} of {len(exact)} counted rows the same to the instruction in every round"
-          if rated else f"{len(rows)} rows")
+    agree = sum(r.agrees("c") and r.agrees("rust") for r in exact)
+    print(f"{len(rows)} rows, {len(rated)} with C and Rust: Rust costs less in {less}, "
+          f"the same in {len(rated) - less - more}, more in {more}; {agree} of {len(exact)} "
+          "rows of instructions the same in every round")
 
 
 def main():

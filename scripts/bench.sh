@@ -5,7 +5,7 @@
 # of the stock kernel, with nested and with shadow paging.
 #
 #   PART=...    only these parts (scripts/bench-report.py names their rows):
-#               reader pages notifiers memslots writes tables attach
+#               reader pages ranges notifiers memslots writes tables attach
 #                      exact instructions (QEMU's -icount)
 #               memory bytes
 #               linux  wall time of a compile job in a Linux guest under shadow
@@ -29,7 +29,7 @@ cd "$KPT_TOP"
 start=$SECONDS
 append=
 rounds=${ROUNDS:-3}
-read -ra parts <<<"${PART:-reader pages notifiers memslots writes tables attach memory}"
+read -ra parts <<<"${PART:-reader pages ranges notifiers memslots writes tables attach memory}"
 read -ra modes <<<"${VM:-nested shadow}"
 out=${BENCH_OUT:-build/bench}
 mkdir -p "$out"
@@ -42,7 +42,7 @@ for p in "${parts[@]}"; do
 	case $p in
 	memory) plain+=("$p") ;;
 	linux) linux=1 ;;
-	reader | pages | notifiers | memslots | writes | tables | attach) counted+=("$p") ;;
+	reader | pages | ranges | notifiers | memslots | writes | tables | attach) counted+=("$p") ;;
 	*) die "no part $p" ;;
 	esac
 done

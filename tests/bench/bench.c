@@ -31,6 +31,7 @@ static u32 bench_round;
 static const struct bench_part parts[] = {
 	{ "reader", bench_reader },
 	{ "pages", bench_pages },
+	{ "ranges", bench_ranges },
 	{ "notifiers", bench_notifiers },
 	{ "memslots", bench_memslots },
 	{ "writes", bench_writes, .no_quirks = true },

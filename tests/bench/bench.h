@@ -39,6 +39,7 @@ struct bench_part {
 
 void bench_reader(void);
 void bench_pages(void);
+void bench_ranges(void);
 void bench_notifiers(void);
 void bench_memslots(void);
 void bench_writes(void);

@@ -35,9 +35,12 @@ struct bench_file {
 typedef bool (bench_reader_fn)(struct kvm *kvm,
 			       const struct kvm_memory_slot *slot, gfn_t gfn);
 typedef int (bench_page_fn)(struct kvm *kvm, gfn_t gfn, unsigned int mode);
+typedef int (bench_range_fn)(struct kvm *kvm, gfn_t gfn, unsigned long nr,
+			     unsigned int mode);
 
 DEFINE_STATIC_CALL_RET0(bench_reader, bench_reader_fn);
 DEFINE_STATIC_CALL_RET0(bench_page, bench_page_fn);
+DEFINE_STATIC_CALL_RET0(bench_range, bench_range_fn);
 
 /* Where a function of KVM begins: what its callers in KVM call. */
 static unsigned long bench_entry(const char *symbol)
@@ -227,6 +230,28 @@ static int bench_module_page(struct kvm *kvm, struct kpt_bench_run *run, u64 *ti
 	return r;
 }
 
+static int bench_module_range(struct kvm *kvm, struct kpt_bench_run *run,
+			      u64 *ticks, const char *symbol)
+{
+	bench_range_fn *fn = __symbol_get(symbol);
+	struct bench_clock clock;
+	gfn_t gfn = run->gfn;
+	int i, r = 0;
+
+	if (!fn)
+		return -ENOENT;
+
+	static_call_update(bench_range, fn);
+	for (i = 0; i < run->nr && !r; i++, gfn += run->step) {
+		bench_start(&clock);
+		r = static_call(bench_range)(kvm, gfn, run->pages, 0);
+		ticks[i] = bench_stop(&clock);
+	}
+	static_call_update(bench_range, (bench_range_fn *)__static_call_return0);
+	__symbol_put(symbol);
+	return r;
+}
+
 /* ---- notifiers ---- */
 
 static atomic64_t bench_events;
@@ -312,6 +337,12 @@ static int bench_call(struct bench_file *bf, struct kvm *kvm,
 	case KPT_BENCH_REMOVE_PAGE:
 		return bench_module_page(kvm, run, ticks,
 					 "kvm_page_track_remove_page");
+	case KPT_BENCH_ADD_RANGE:
+		return bench_module_range(kvm, run, ticks,
+					  "kvm_page_track_add_range");
+	case KPT_BENCH_REMOVE_RANGE:
+		return bench_module_range(kvm, run, ticks,
+					  "kvm_page_track_remove_range");
 	case KPT_BENCH_REGISTER:
 		return bench_register(bf, kvm, run, ticks);
 	case KPT_BENCH_UNREGISTER:

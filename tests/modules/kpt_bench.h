@@ -32,6 +32,9 @@ enum kpt_bench_op {
 	/* kvm_page_track_add_page(), kvm_page_track_remove_page() */
 	KPT_BENCH_ADD_PAGE,
 	KPT_BENCH_REMOVE_PAGE,
+	/* kvm_page_track_add_range(), kvm_page_track_remove_range() */
+	KPT_BENCH_ADD_RANGE,
+	KPT_BENCH_REMOVE_RANGE,
 	/* kvm_page_track_register_notifier() and its opposite, last one first */
 	KPT_BENCH_REGISTER,
 	KPT_BENCH_UNREGISTER,
@@ -47,6 +50,7 @@ enum kpt_bench_op {
  * @gfn: the page of the first sample
  * @step: how much further the page of the next sample is
  * @nr: number of samples
+ * @pages: ranges: their length
  * @as_id: READ: the address space whose memslot is asked about
  * @flags: KPT_BENCH_NO_SLOT
  * @result: out: READ: what it returned, the same in all calls
@@ -57,6 +61,7 @@ struct kpt_bench_run {
 	__s32 vm_fd;
 	__u64 gfn;
 	__u64 step;
+	__u64 pages;
 	__u32 nr;
 	__u32 as_id;
 	__u32 flags;
