@@ -56,7 +56,8 @@ machine() {
 	[ "$mode" = nested ] || npt=0
 	results+=("npt=$npt" "build/log/$name.out")
 	scripts/vm.sh "$name" --npt "$npt" --smp 1 --append "$append" \
-		"$@" </dev/null | grep -v '^@' >&2 ||
+		"$@" </dev/null | scripts/bench-cpu-time.sh $$ "build/log/$name.cpu" |
+		grep -v '^@' >&2 ||
 		die "bench: the machine $name failed"
 }
 
@@ -111,6 +112,7 @@ if [ -n "$linux" ]; then
 	scripts/bench-inner.sh
 	append="kpt.env.PAIRS=${PAIRS:-5}"
 	machine bench-linux shadow --job bench-linux --limit 7200 --share
+	results+=(npt=0 build/log/bench-linux.cpu)
 fi
 
 scripts/bench-report.py --out "$out" "${results[@]}"

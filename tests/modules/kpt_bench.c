@@ -38,9 +38,20 @@ typedef int (bench_page_fn)(struct kvm *kvm, gfn_t gfn, unsigned int mode);
 typedef int (bench_range_fn)(struct kvm *kvm, gfn_t gfn, unsigned long nr,
 			     unsigned int mode);
 
+static int bench_no_page(struct kvm *kvm, gfn_t gfn, unsigned int mode)
+{
+	return -ENOENT;
+}
+
+static int bench_no_range(struct kvm *kvm, gfn_t gfn, unsigned long nr,
+			  unsigned int mode)
+{
+	return -ENOENT;
+}
+
 DEFINE_STATIC_CALL_RET0(bench_reader, bench_reader_fn);
-DEFINE_STATIC_CALL_RET0(bench_page, bench_page_fn);
-DEFINE_STATIC_CALL_RET0(bench_range, bench_range_fn);
+DEFINE_STATIC_CALL(bench_page, bench_no_page);
+DEFINE_STATIC_CALL(bench_range, bench_no_range);
 
 /* Where a function of KVM begins: what its callers in KVM call. */
 static unsigned long bench_entry(const char *symbol)
@@ -225,7 +236,7 @@ static int bench_module_page(struct kvm *kvm, struct kpt_bench_run *run, u64 *ti
 		r = static_call(bench_page)(kvm, gfn, 0);
 		ticks[i] = bench_stop(&clock);
 	}
-	static_call_update(bench_page, (bench_page_fn *)__static_call_return0);
+	static_call_update(bench_page, bench_no_page);
 	__symbol_put(symbol);
 	return r;
 }
@@ -247,7 +258,7 @@ static int bench_module_range(struct kvm *kvm, struct kpt_bench_run *run,
 		r = static_call(bench_range)(kvm, gfn, run->pages, 0);
 		ticks[i] = bench_stop(&clock);
 	}
-	static_call_update(bench_range, (bench_range_fn *)__static_call_return0);
+	static_call_update(bench_range, bench_no_range);
 	__symbol_put(symbol);
 	return r;
 }
