@@ -32,7 +32,7 @@ rounds=${ROUNDS:-3}
 read -ra parts <<<"${PART:-reader pages ranges notifiers memslots writes tables attach memory}"
 read -ra modes <<<"${VM:-nested shadow}"
 out=${BENCH_OUT:-build/bench}
-mkdir -p "$out"
+mkdir -p "$out" build/log
 
 exec 8>build/.bench-lock
 flock -n 8 || die "another make bench is running in this clone"
