@@ -71,7 +71,7 @@ unsafe extern "C" fn kpt_show_vms(m: *mut bindings::seq_file) {
             m,
             "{} {} {} {} {}\n",
             kvm.userspace_pid(),
-            vm.owners.tracked(),
+            memslot::tracked_pages(kvm),
             memslot::counter_bytes(kvm),
             notifier::count(kvm, vm),
             vm.events.load(Relaxed),

@@ -14,8 +14,10 @@
 #include <linux/vmalloc.h>
 #include <linux/xarray.h>
 
-/* KVM's own header, for enum kvm_apicv_inhibit. */
+/* KVM's own headers: enum kvm_apicv_inhibit, and struct kvm_mmu_page. */
 #include "x86.h"
+#include "mmu.h"
+#include "mmu/mmu_internal.h"
 
 #include "helpers.h"
 
@@ -93,6 +95,40 @@ void kpt_mmu_write_lock(struct kvm *kvm)
 void kpt_mmu_write_unlock(struct kvm *kvm)
 {
 	write_unlock(&kvm->mmu_lock);
+}
+
+void kpt_mmu_read_lock(struct kvm *kvm)
+{
+	read_lock(&kvm->mmu_lock);
+}
+
+void kpt_mmu_read_unlock(struct kvm *kvm)
+{
+	read_unlock(&kvm->mmu_lock);
+}
+
+/*
+ * The shadow pages of @gfn in address space 0 for which KVM counts it as
+ * tracked: those of guest page tables (not direct, not passed through) that are
+ * not leaves, from when they are made until they are zapped (made invalid).
+ */
+unsigned int kpt_shadow_page_tables(struct kvm *kvm, gfn_t gfn)
+{
+	struct hlist_head *hash = smp_load_acquire(&kvm->arch.mmu_page_hash);
+	struct kvm_mmu_page *sp;
+	unsigned int n = 0;
+
+	lockdep_assert_held(&kvm->mmu_lock);
+	if (!hash)
+		return 0;
+	hlist_for_each_entry(sp, &hash[hash_64(gfn, KVM_MMU_HASH_SHIFT)], hash_link) {
+		union kvm_mmu_page_role role = sp->role;
+
+		if (sp->gfn == gfn && role.level > PG_LEVEL_4K && !role.smm &&
+		    !role.invalid && !role.direct && !role.passthrough)
+			n++;
+	}
+	return n;
 }
 
 void kpt_slots_arch_lock(struct kvm *kvm)
@@ -226,15 +262,14 @@ int kpt_xa_insert(struct xarray *xa, unsigned long index, void *entry)
 	return xa_insert(xa, index, entry, GFP_KERNEL_ACCOUNT);
 }
 
-void kpt_xa_replace(struct xarray *xa, unsigned long index, void *entry)
-{
-	/* The slot is occupied, so nothing is allocated and nothing can fail. */
-	WARN_ON_ONCE(xa_is_err(xa_store(xa, index, entry, 0)));
-}
-
 void kpt_sleep_idle(void)
 {
 	schedule_timeout_idle(MAX_SCHEDULE_TIMEOUT);
+}
+
+void kpt_cond_resched(void)
+{
+	cond_resched();
 }
 
 static int kpt_hooks_show(struct seq_file *m, void *unused)

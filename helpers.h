@@ -31,6 +31,9 @@ bool kpt_write_tracking_enabled(struct kvm *kvm);
 /* kvm_host.h: locks and memslot lookups. */
 void kpt_mmu_write_lock(struct kvm *kvm);
 void kpt_mmu_write_unlock(struct kvm *kvm);
+void kpt_mmu_read_lock(struct kvm *kvm);
+void kpt_mmu_read_unlock(struct kvm *kvm);
+unsigned int kpt_shadow_page_tables(struct kvm *kvm, gfn_t gfn);
 void kpt_slots_arch_lock(struct kvm *kvm);
 void kpt_slots_arch_unlock(struct kvm *kvm);
 int kpt_slots_read_lock(struct kvm *kvm);
@@ -59,9 +62,9 @@ void kpt_hlist_del_rcu(struct hlist_node *n);
 bool kpt_hlist_linked(const struct hlist_node *n);
 void kpt_xa_init(struct xarray *xa);
 int kpt_xa_insert(struct xarray *xa, unsigned long index, void *entry);
-void kpt_xa_replace(struct xarray *xa, unsigned long index, void *entry);
 
 void kpt_sleep_idle(void);
+void kpt_cond_resched(void);
 
 /*
  * debugfs: the files' operations are C's, because those of the Rust abstraction

@@ -41,6 +41,12 @@ unsafe fn read_once<T: Copy>(ptr: *const T) -> T {
     unsafe { ptr.read_volatile() }
 }
 
+/// Lets other tasks run (`cond_resched()`). Sleeps.
+pub(crate) fn reschedule() {
+    // SAFETY: Callers are in process context without spinlocks.
+    unsafe { bindings::kpt_cond_resched() };
+}
+
 /// A VM (`struct kvm`).
 ///
 /// # Invariants
@@ -125,16 +131,6 @@ impl Kvm {
         unsafe { bindings::kpt_write_tracking_enabled(self.as_ptr()) }
     }
 
-    /// Whether C's tracker has been enabled for external users of this VM.
-    pub(crate) fn c_external_enabled(&self) -> bool {
-        // SAFETY: By the type invariant; C reads and writes the flag with acquire and release.
-        unsafe {
-            read_once(addr_of!(
-                (*self.as_ptr()).arch.external_write_tracking_enabled
-            ))
-        }
-    }
-
     /// Tells C that external users track this VM and every memslot has its counters.
     pub(crate) fn set_c_external_enabled(&self, _: &SlotsArchLocked<'_>) {
         // SAFETY: By the type invariant; C reads and writes the flag with acquire and release, and
@@ -211,6 +207,37 @@ impl Kvm {
             unlock: true,
             _not_send: NotThreadSafe,
         }
+    }
+
+    /// Takes `mmu_lock` for read. Does not sleep (it does on PREEMPT_RT).
+    pub(crate) fn lock_mmu_read(&self) -> MmuRead<'_> {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::kpt_mmu_read_lock(self.as_ptr()) };
+        MmuRead {
+            kvm: self,
+            _not_send: NotThreadSafe,
+        }
+    }
+
+    /// Whether KVM has shadow pages of guest page tables at all. A hint without `mmu_lock`.
+    #[inline(always)]
+    pub(crate) fn has_shadow_page_tables(&self) -> bool {
+        // SAFETY: By the type invariant; KVM changes the field under `mmu_lock` held for write.
+        unsafe { read_once(addr_of!((*self.as_ptr()).arch.indirect_shadow_pages)) != 0 }
+    }
+
+    /// As [`MmuWrite::shadow_page_tables`].
+    ///
+    /// # Safety
+    ///
+    /// `mmu_lock` is held.
+    #[inline(always)]
+    unsafe fn shadow_page_tables(&self, gfn: Gfn) -> u16 {
+        if !self.has_shadow_page_tables() {
+            return 0;
+        }
+        // SAFETY: The caller's promise. What is counted is part of a `u16` counter.
+        unsafe { bindings::kpt_shadow_page_tables(self.as_ptr(), gfn) as u16 }
     }
 
     /// The token of `mmu_lock` for a caller that holds it for write already.
@@ -379,6 +406,37 @@ impl MmuWrite<'_> {
     pub(crate) fn flush_tlbs(&self) {
         // SAFETY: By the invariant of `Kvm`.
         unsafe { bindings::kpt_flush_remote_tlbs(self.kvm.as_ptr()) };
+    }
+}
+
+impl MmuWrite<'_> {
+    /// How much of the count of a frame of address space 0 is KVM's: its shadow pages of that guest
+    /// page table.
+    #[inline(always)]
+    pub(crate) fn shadow_page_tables(&self, gfn: Gfn) -> u16 {
+        // SAFETY: `mmu_lock` is held.
+        unsafe { self.kvm.shadow_page_tables(gfn) }
+    }
+}
+
+/// `mmu_lock` held for read.
+pub(crate) struct MmuRead<'k> {
+    kvm: &'k Kvm,
+    _not_send: NotThreadSafe,
+}
+
+impl MmuRead<'_> {
+    /// As [`MmuWrite::shadow_page_tables`].
+    pub(crate) fn shadow_page_tables(&self, gfn: Gfn) -> u16 {
+        // SAFETY: `mmu_lock` is held.
+        unsafe { self.kvm.shadow_page_tables(gfn) }
+    }
+}
+
+impl Drop for MmuRead<'_> {
+    fn drop(&mut self) {
+        // SAFETY: The lock was taken in `lock_mmu_read`.
+        unsafe { bindings::kpt_mmu_read_unlock(self.kvm.as_ptr()) };
     }
 }
 

@@ -8,8 +8,8 @@
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `kvm_alloc_memslot_metadata()` in `x86.c`.
 
-use crate::kvm::{Gfn, Kvm, Memslot, MmuWrite, NewSlot, Page, Slots};
-use crate::{notifier, vm};
+use crate::kvm::{self, Counters, Gfn, Kvm, Memslot, MmuWrite, NewSlot, Page, Slots};
+use crate::{notifier, owners, vm};
 use kernel::prelude::*;
 
 /// Whether guest writes to a page are tracked (`kvm_gfn_is_write_tracked()`).
@@ -46,12 +46,12 @@ fn tracked_in_any(slots: Slots<'_>, gfn: Gfn) -> bool {
     tracked_in(slots, 0, gfn) || tracked_in(slots, 1, gfn)
 }
 
-/// The count of a page in address space 0, where external adds go.
-pub(crate) fn count(slots: Slots<'_>, gfn: Gfn) -> u16 {
+/// The counters of address space 0, where external adds go, if the page's count is not zero.
+pub(crate) fn counted(slots: Slots<'_>, gfn: Gfn) -> Option<Counters<'_>> {
     slots
         .find(0, gfn)
         .and_then(Memslot::counters)
-        .map_or(0, |counters| counters.get(gfn))
+        .filter(|counters| counters.get(gfn) != 0)
 }
 
 /// Makes sure that the memslot of a page has counters. Sleeps.
@@ -97,7 +97,7 @@ pub(crate) fn created(new: &NewSlot<'_>) -> Result {
     Ok(())
 }
 
-/// A memslot moves: its counters, owners and large page counts go with it, or nothing changes.
+/// A memslot moves: its counters and large page counts go with it, or nothing changes.
 ///
 /// External adds are in address space 0 only, and KVM's own counts are zero by now: the INVALID
 /// copy has made KVM zap every shadow page of the memslot.
@@ -110,9 +110,6 @@ fn carry_over(new: &NewSlot<'_>, old: &Memslot) -> Result {
         return Ok(());
     };
     let (from, to, npages) = (old.base_gfn(), new.slot().base_gfn(), old.npages());
-    if let Some(vm) = vm {
-        vm.owners.relocate(from, to, npages)?;
-    }
     for i in 0..npages {
         let count = counters.get(from + i);
         if count != 0 {
@@ -143,6 +140,8 @@ fn protect_other_space(new: &NewSlot<'_>, gfn: Gfn) {
 #[inline(always)]
 pub(crate) fn kvm_added(mmu: &MmuWrite<'_>, page: Page<'_>) {
     recount(mmu, page, |count| count.checked_add(1));
+    #[cfg(CONFIG_KVM_PROVE_MMU = "y")]
+    prove_owners(mmu, page);
     mmu.disallow_large_page(page);
     if mmu.write_protect(page) {
         mmu.flush_tlbs();
@@ -156,6 +155,15 @@ pub(crate) fn kvm_removed(mmu: &MmuWrite<'_>, page: Page<'_>) {
     mmu.allow_large_page(page);
 }
 
+/// Whether we read KVM's records right: this shadow page is there, and is part of the count.
+#[cfg(CONFIG_KVM_PROVE_MMU = "y")]
+fn prove_owners(mmu: &MmuWrite<'_>, page: Page<'_>) {
+    if let (Some(counters), 0) = (page.slot().counters(), page.slot().as_id()) {
+        let of_kvm = mmu.shadow_page_tables(page.gfn());
+        kernel::warn_on!(of_kvm == 0 || of_kvm > counters.get(page.gfn()));
+    }
+}
+
 #[inline(always)]
 fn recount(mmu: &MmuWrite<'_>, page: Page<'_>, change: impl FnOnce(u16) -> Option<u16>) {
     let counters = page.slot().counters();
@@ -166,6 +174,42 @@ fn recount(mmu: &MmuWrite<'_>, page: Page<'_>, change: impl FnOnce(u16) -> Optio
             kernel::warn_on!(true);
         }
     }
+}
+
+/// Number of pages of a VM that somebody outside KVM tracks, by looking at every counter. Sleeps.
+pub(crate) fn tracked_pages(kvm: &Kvm) -> u64 {
+    /// Pages looked at between two offers of the processor to others.
+    const BATCH: u64 = 1 << 16;
+    let mut pages = 0;
+    kvm.read_slots()
+        .slots()
+        .for_each(|slot| {
+            let Some(counters) = slot.counters().filter(|_| slot.as_id() == 0) else {
+                return Ok(());
+            };
+            for i in 0..slot.npages() {
+                if i % BATCH == 0 {
+                    kvm::reschedule();
+                }
+                let gfn = slot.base_gfn() + i;
+                if counters.get(gfn) != 0 && has_external(kvm, counters, gfn) {
+                    pages += 1;
+                }
+            }
+            Ok(())
+        })
+        // The closure does not fail.
+        .ok();
+    pages
+}
+
+/// Whether somebody outside KVM tracks a page. Exact: looks under `mmu_lock` if need be.
+pub(crate) fn has_external(kvm: &Kvm, counters: Counters<'_>, gfn: Gfn) -> bool {
+    if !kvm.has_shadow_page_tables() {
+        return counters.get(gfn) != 0;
+    }
+    let mmu = kvm.lock_mmu_read();
+    owners::any_external(counters.get(gfn), || mmu.shadow_page_tables(gfn))
 }
 
 /// Memory of the counters of a VM, in bytes. Sleeps.

@@ -8,7 +8,7 @@
 //! C source: `arch/x86/kvm/mmu/page_track.c`.
 
 use crate::guard;
-use crate::kvm::{gpa_to_gfn, Gfn, Kvm, Memslot, Slots};
+use crate::kvm::{gpa_to_gfn, Counters, Gfn, Kvm, Memslot, Slots};
 use crate::memslot;
 use crate::module_pin::ModulePin;
 use crate::notifier_list::{Client, KvmNotifiers, Node, Written};
@@ -181,24 +181,25 @@ pub(crate) fn write_emulated(slots: Slots<'_>, written: &Written) {
         return;
     }
     let gfn = gpa_to_gfn(written.gpa());
-    if memslot::count(slots, gfn) != 0 {
-        deliver(kvm, &notifiers, gfn, written);
+    if let Some(counters) = memslot::counted(slots, gfn) {
+        deliver(kvm, &notifiers, counters, gfn, written);
     }
 }
 
 #[cold]
-fn deliver(kvm: &Kvm, notifiers: &KvmNotifiers<'_>, gfn: Gfn, written: &Written) {
+fn deliver(
+    kvm: &Kvm,
+    notifiers: &KvmNotifiers<'_>,
+    counters: Counters<'_>,
+    gfn: Gfn,
+    written: &Written,
+) {
     let _guard = guard::enter();
-    // Pages that C added before insmod have no owner known to us, nor has their VM an entry.
-    let from_c = kvm.c_external_enabled();
-    let vm = if from_c {
-        vm::find_or_create(kvm).ok()
-    } else {
-        vm::find(kvm)
-    };
-    if !from_c && vm.is_none_or(|vm| vm.owners.count(gfn) == 0) {
+    if !memslot::has_external(kvm, counters, gfn) {
         return;
     }
+    // A VM that C enabled before insmod has no entry yet.
+    let vm = vm::find_or_create(kvm).ok();
     let mut told = false;
     notifiers.for_each(|node| {
         node.track_write(written);
@@ -215,8 +216,8 @@ fn deliver(kvm: &Kvm, notifiers: &KvmNotifiers<'_>, gfn: Gfn, written: &Written)
     }
 }
 
-/// Tells notifiers and clients that a memslot was deleted (`kvm_page_track_delete_slot()`), and
-/// forgets who had added its pages. Called with `slots_lock` held; may sleep.
+/// Tells notifiers and clients that a memslot was deleted (`kvm_page_track_delete_slot()`). Called
+/// with `slots_lock` held; may sleep.
 pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
     let notifiers = KvmNotifiers::of(kvm);
     let vm = vm::find(kvm);
@@ -225,9 +226,6 @@ pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
     }
     let _guard = guard::enter();
     let (base, npages) = (slot.base_gfn(), slot.npages());
-    if let (Some(vm), 0) = (vm, slot.as_id()) {
-        vm.owners.forget(base, npages);
-    }
     notifiers.for_each(|node| node.track_remove_region(base, npages));
     if let (Some(vm), 0) = (vm, slot.as_id()) {
         // Counts are in address space 0; what happens in the other is of no interest to clients,

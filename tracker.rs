@@ -9,8 +9,7 @@
 //! `arch/x86/kvm/mmu/page_track.c`.
 
 use crate::kvm::{Gfn, Kvm, Memslot, MmuWrite, Page, Slots};
-use crate::memslot;
-use crate::vm::{self, Vm};
+use crate::{memslot, owners, vm};
 use kernel::prelude::*;
 
 /// Finds the page in the memslot that a change of its count would go to.
@@ -49,14 +48,9 @@ pub(crate) fn add(kvm: &Kvm, gfn: Gfn) -> Result {
             memslot::ensure_counters(kvm, gfn)?;
             continue;
         }
-        let vm = vm::find_or_create(kvm)?;
-        vm.owners.reserve(gfn)?;
-        let mmu = kvm.lock_mmu();
-        match add_locked(vm, slots, &mmu, page) {
-            // A remove that made the count zero took the room with it.
-            Err(e) if e == ENOMEM => continue,
-            result => return result,
-        }
+        // The entry shows the VM in debugfs, and goes with it.
+        vm::find_or_create(kvm)?;
+        return add_locked(slots, &kvm.lock_mmu(), page);
     }
 }
 
@@ -75,27 +69,28 @@ pub(crate) fn add_to_slot(
         return Err(EOPNOTSUPP);
     }
     let page = changeable_in(slot, gfn)?;
-    let vm = vm::find(slots.kvm()).ok_or(ENOMEM)?;
-    add_locked(vm, slots, mmu, page)
+    vm::find(slots.kvm()).ok_or(ENOMEM)?;
+    add_locked(slots, mmu, page)
 }
 
-fn add_locked(vm: &Vm, slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
+fn add_locked(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
     let gfn = page.gfn();
     let counters = page.slot().counters().ok_or(ENOMEM)?;
-    let count = counters.get(gfn).checked_add(1).ok_or(EOVERFLOW)?;
-    let added_before = vm.owners.add(mmu, gfn)?;
-    counters.set(mmu, gfn, count);
+    let before = counters.get(gfn);
+    let of_kvm = || mmu.shadow_page_tables(gfn);
+    counters.set(mmu, gfn, owners::after_add(before, of_kvm)?);
     mmu.disallow_large_page(page);
-    if added_before == 0 {
-        // From the second add on there is no writable mapping: the count forbids it. The other
-        // address space's slot is protected as well; C leaves its writable mapping behind.
-        let mut flush = mmu.write_protect(page);
+    // From the second add on there is no writable mapping: the count forbids it.
+    let mut flush = before == 0 && mmu.write_protect(page);
+    // The other address space's slot is protected as well; C leaves its writable mapping behind, and
+    // so does KVM's own add.
+    if slots.may_have(1) && !owners::any_external(before, of_kvm) {
         if let Some(other) = slots.find(1, gfn).and_then(|slot| slot.page(gfn)) {
             flush |= mmu.write_protect(other);
         }
-        if flush {
-            mmu.flush_tlbs();
-        }
+    }
+    if flush {
+        mmu.flush_tlbs();
     }
     Ok(())
 }
@@ -111,9 +106,7 @@ pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
     }
     let section = kvm.read_slots();
     let page = changeable(section.slots(), gfn)?;
-    let vm = vm::find(kvm);
-    let mmu = kvm.lock_mmu();
-    remove_locked(kvm, vm, &mmu, page)
+    remove_locked(&kvm.lock_mmu(), page)
 }
 
 /// The same for a caller with locks and a memslot (`kvm_slot_page_track_remove_page()`).
@@ -125,18 +118,13 @@ pub(crate) fn remove_from_slot(kvm: &Kvm, mmu: &MmuWrite<'_>, slot: &Memslot, gf
     if !kvm.can_track() {
         return Err(EOPNOTSUPP);
     }
-    remove_locked(kvm, vm::find(kvm), mmu, changeable_in(slot, gfn)?)
+    remove_locked(mmu, changeable_in(slot, gfn)?)
 }
 
-fn remove_locked(kvm: &Kvm, vm: Option<&Vm>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
+fn remove_locked(mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
     let gfn = page.gfn();
     let counters = page.slot().counters().ok_or(ENOENT)?;
-    let count = counters.get(gfn).checked_sub(1).ok_or(ENOENT)?;
-    let owned = vm.map_or(Err(ENOENT), |vm| vm.owners.remove(mmu, gfn));
-    // Where C had enabled its tracker, it may have added the page before insmod.
-    if owned.is_err() && !kvm.c_external_enabled() {
-        return owned;
-    }
+    let count = owners::after_remove(counters.get(gfn), || mmu.shadow_page_tables(gfn))?;
     counters.set(mmu, gfn, count);
     mmu.allow_large_page(page);
     Ok(())
@@ -162,26 +150,6 @@ pub(crate) fn prepare(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
     {
         return Err(EINVAL);
     }
-    memslot::ensure_counters(kvm, gfn)?;
-    let vm = vm::find_or_create(kvm)?;
-    for gfn in gfn..=last {
-        // The memslot may go at any time: what was prepared goes with it, and nothing is prepared
-        // for a page in no memslot, or in a new one that has no counters yet.
-        let section = kvm.read_slots();
-        if changeable(section.slots(), gfn)?
-            .slot()
-            .counters()
-            .is_none()
-        {
-            return Err(EAGAIN);
-        }
-        while !vm.owners.prepare(gfn)? {
-            // Somebody has added the page.
-            let mmu = kvm.lock_mmu();
-            if vm.owners.keep(&mmu, gfn).is_ok() {
-                break;
-            }
-        }
-    }
-    Ok(())
+    vm::find_or_create(kvm)?;
+    memslot::ensure_counters(kvm, gfn)
 }

@@ -8,7 +8,6 @@
 
 use crate::kvm::Kvm;
 use crate::notifier_list::NotifierList;
-use crate::owners::Owners;
 use crate::xa::Xa;
 use core::ptr::NonNull;
 use kernel::prelude::*;
@@ -20,9 +19,6 @@ use kernel::sync::global_lock;
 pub(crate) struct Vm {
     /// The VM. Valid as long as the entry is in the table.
     kvm: NonNull<Kvm>,
-    /// External adds.
-    #[pin]
-    pub(crate) owners: Owners,
     /// Clients with `track_move_region`; upstream's notifiers are in KVM's own list.
     #[pin]
     pub(crate) clients: NotifierList,
@@ -66,7 +62,6 @@ impl Vm {
     fn new(kvm: &Kvm) -> impl PinInit<Self, Error> + '_ {
         try_pin_init!(Self {
             kvm: NonNull::from(kvm),
-            owners <- Owners::new(),
             clients <- NotifierList::new(),
             events: Atomic::new(0),
             mover: Atomic::new(0),

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! An XArray whose loads take no lock, with numbers for entries.
+//! An XArray whose loads take no lock, with addresses for entries.
 //!
-//! The kernel crate's `XArray` owns pointers and locks for a load. Here the entries are plain
-//! numbers (counts) or addresses whose lifetime the user of the array argues, and loads come from
-//! the event path.
+//! The kernel crate's `XArray` owns pointers and locks for a load. Here the entries are
+//! addresses whose lifetime the user of the array argues, and loads come from the event path.
 //!
 //! C source: `lib/xarray.c`.
 
@@ -12,12 +11,8 @@ use crate::bindings;
 use kernel::prelude::*;
 use kernel::types::Opaque;
 
-/// An XArray of numbers. Bit 63 of a number must equal bit 62: true for counts and for kernel
-/// addresses.
-#[repr(transparent)]
-#[pin_data(PinnedDrop)]
+/// An XArray of numbers. Bit 63 of a number must equal bit 62: true for kernel addresses.
 pub(crate) struct Xa {
-    #[pin]
     inner: Opaque<bindings::xarray>,
 }
 
@@ -63,14 +58,6 @@ impl Xa {
         unsafe { bindings::kpt_xa_init(self.inner.get()) };
     }
 
-    /// An empty array.
-    pub(crate) fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            // SAFETY: `xa_init()` initialises the memory it is given.
-            inner <- Opaque::ffi_init(|xa| unsafe { bindings::kpt_xa_init(xa) }),
-        })
-    }
-
     /// The number stored at an index. Any context.
     #[inline]
     pub(crate) fn load(&self, index: usize) -> Option<usize> {
@@ -90,12 +77,6 @@ impl Xa {
         })
     }
 
-    /// Stores a number at an index that is not empty. Does not sleep, cannot fail.
-    pub(crate) fn replace(&self, index: usize, value: usize) {
-        // SAFETY: As in `load`.
-        unsafe { bindings::kpt_xa_replace(self.inner.get(), index, entry(value)) };
-    }
-
     /// Empties an index. Does not sleep.
     pub(crate) fn erase(&self, index: usize) {
         // SAFETY: As in `load`.
@@ -110,13 +91,5 @@ impl Xa {
         // SAFETY: As in `load`.
         let found = unsafe { bindings::xa_find(self.inner.get(), &mut index, last, PRESENT) };
         value(found).map(|value| (index, value))
-    }
-}
-
-#[pinned_drop]
-impl PinnedDrop for Xa {
-    fn drop(self: Pin<&mut Self>) {
-        // SAFETY: As in `load`; nobody else uses an array that is dropped.
-        unsafe { bindings::xa_destroy(self.inner.get()) };
     }
 }

@@ -64,9 +64,9 @@ enum kvm_page_track_mode {
  *	the guest.  NULL: this client cannot follow, user space's attempt to
  *	move a memslot of the VM fails.
  *
- * In a VM for which C's tracker had been enabled before insmod, track_write is
- * also called for pages that only KVM itself tracks: whose counts those are
- * cannot be known.
+ * track_write is called for pages that somebody outside KVM has added, no matter
+ * who; not for emulated writes to others, nor for those that only KVM tracks
+ * (its shadow page tables).
  *
  * Callbacks run in task context in an SRCU read section of the notifiers,
  * without kvm->mmu_lock, and may sleep.  track_write and track_remove_region
@@ -147,7 +147,8 @@ int kvm_page_track_remove_page(struct kvm *kvm, gfn_t gfn,
  * @gfn: first guest frame number
  * @nr: number of pages, all in one memslot of address space 0
  *
- * What was prepared stays so until the memslot is deleted.
+ * That is the counters of the memslot: what was prepared, or added once by
+ * kvm_page_track_add_page(), is for the whole memslot, until that is deleted.
  *
  * Return: 0, -EINVAL, -ENOMEM, -EAGAIN, -EOPNOTSUPP.
  */
@@ -157,7 +158,7 @@ int kvm_page_track_prepare(struct kvm *kvm, gfn_t gfn, unsigned long nr);
  * kvm_slot_page_track_add_page() - kvm_page_track_add_page() under mmu_lock
  * @kvm: the VM
  * @slot: the memslot of address space 0 that holds @gfn
- * @gfn: guest frame number, prepared with kvm_page_track_prepare()
+ * @gfn: guest frame number, in a memslot prepared with kvm_page_track_prepare()
  * @mode: %KVM_PAGE_TRACK_WRITE
  *
  * Context: kvm->mmu_lock held for write, in a kvm->srcu read section in which

@@ -30,7 +30,6 @@
 
 struct page {
 	u32 count;
-	bool room, kept;	/* can be added without allocating; for good */
 };
 
 struct slot {
@@ -169,7 +168,6 @@ static int model_add(struct vm *vm, u64 gfn)
 	p = page_of(vm, gfn);
 	s->array = true;
 	vm->known = true;
-	p->room = true;
 	if (p->count == KPT_MAX_USERS)
 		return -EOVERFLOW;
 	p->count++;
@@ -183,7 +181,7 @@ static int model_slot_add(struct vm *vm, struct slot *s, u64 gfn)
 	if (!s || gfn < s->base || gfn - s->base >= s->npages)
 		return -EINVAL;
 	p = page_of(vm, gfn);
-	if (!s->array || !p->room)
+	if (!s->array || !vm->known)
 		return -ENOMEM;
 	if (p->count == KPT_MAX_USERS)
 		return -EOVERFLOW;
@@ -200,24 +198,18 @@ static int model_remove(struct vm *vm, struct slot *s, u64 gfn)
 	p = page_of(vm, gfn);
 	if (!p->count)
 		return -ENOENT;
-	if (!--p->count && !p->kept)
-		p->room = false;
+	p->count--;
 	return 0;
 }
 
 static int model_prepare(struct vm *vm, u64 gfn, u64 nr)
 {
 	struct slot *s = slot_of(vm, 0, gfn);
-	u64 i;
 
 	if (!nr || gfn + nr - 1 < gfn || !s || gfn + nr > s->base + s->npages)
 		return -EINVAL;
 	s->array = true;
 	vm->known = true;
-	for (i = 0; i < nr; i++) {
-		page_of(vm, gfn + i)->room = true;
-		page_of(vm, gfn + i)->kept = true;
-	}
 	return 0;
 }
 
