@@ -61,6 +61,16 @@ impl Jump {
         self.replacement as usize
     }
 
+    /// Where the jump leads: past the ENDBR of the replacement, which only an indirect jump needs.
+    fn target(&self) -> usize {
+        const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+        let entry = self.replacement.cast::<[u8; 4]>();
+        // SAFETY: The replacement is a function of ours, and no function is shorter: what follows
+        // in the text section may be read in any case.
+        let begins_with = unsafe { entry.read_unaligned() };
+        self.replacement() + if begins_with == ENDBR64 { 4 } else { 0 }
+    }
+
     /// Where it is, if the jump is attached.
     pub(crate) fn attached_at(&self) -> Option<usize> {
         match self.address.load(Relaxed) {
@@ -80,7 +90,7 @@ impl Jump {
     /// `EBUSY` if somebody else has replaced the function, `EINVAL` if ftrace has no call site
     /// there, and what else ftrace says.
     pub(crate) unsafe fn attach(&'static self, address: usize) -> Result {
-        let target = self.replacement();
+        let target = self.target();
         if target & JMP != 0 || self.attached_at().is_some() {
             return Err(EINVAL);
         }
@@ -110,7 +120,7 @@ impl Jump {
         if self.attached_at().is_none() {
             return Ok(());
         }
-        let target = self.replacement();
+        let target = self.target();
         // SAFETY: Attached with the same arguments.
         to_result(unsafe {
             bindings::unregister_ftrace_direct(self.ops.get(), target | JMP, true)

@@ -4,7 +4,8 @@
 //!
 //! Before the text can be freed, [`drain`] waits for every guard, and Tasks RCU for what is outside
 //! of one: the few instructions before a guard is entered and after it is left, and hook functions
-//! that neither sleep nor take a lock, which need no guard (design, section 5, rule 2).
+//! that do not sleep, which need no guard (design, section 5, rule 2). Nobody may leave a guard and
+//! enter it again: [`drain`] could be over in between, and then waits only for who does not sleep.
 //!
 //! C source: `include/linux/srcu.h`.
 
@@ -24,6 +25,13 @@ pub(crate) fn enter() -> Guard {
         idx: unsafe { bindings::kpt_guard_enter() },
         _not_send: NotThreadSafe,
     }
+}
+
+/// Enters the guard where taking a spinlock may sleep: on PREEMPT_RT. Elsewhere Tasks RCU waits for
+/// whoever holds one or waits for it.
+#[inline(always)]
+pub(crate) fn enter_if_locks_sleep() -> Option<Guard> {
+    cfg!(CONFIG_PREEMPT_RT = "y").then(enter)
 }
 
 impl Drop for Guard {

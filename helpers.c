@@ -114,10 +114,12 @@ void kpt_mmu_read_unlock(struct kvm *kvm)
  */
 unsigned int kpt_shadow_page_tables(struct kvm *kvm, gfn_t gfn)
 {
-	struct hlist_head *hash = smp_load_acquire(&kvm->arch.mmu_page_hash);
+	struct hlist_head *hash;
 	struct kvm_mmu_page *sp;
 	unsigned int n = 0;
 
+	/* Pairs with the release in kvm_mmu_alloc_page_hash(). */
+	hash = smp_load_acquire(&kvm->arch.mmu_page_hash);
 	lockdep_assert_held(&kvm->mmu_lock);
 	if (!hash)
 		return 0;

@@ -76,8 +76,7 @@ impl Kvm {
     /// A number that no other VM alive has: `struct kvm` is larger than a page, so no two share one.
     pub(crate) fn key(&self) -> usize {
         const _: () = assert!(size_of::<bindings::kvm>() >= 4096);
-        // The upper bits of kernel addresses are all ones and would only make the tree deeper.
-        ((self.as_ptr() as usize) & ((1 << 56) - 1)) >> 12
+        self.as_ptr() as usize >> 12
     }
 
     /// The process that created the VM, as KVM's own debugfs directory names it.
@@ -156,14 +155,21 @@ impl Kvm {
         unsafe { bindings::kpt_nr_address_spaces(self.as_ptr()) as u16 }
     }
 
+    /// The memslots of an address space. They are embedded in `struct kvm` (`__memslots`), so what
+    /// is not a memslot itself can be read at any time.
+    #[inline(always)]
+    fn active_set(&self, as_id: u16) -> *mut bindings::kvm_memslots {
+        // SAFETY: By the type invariant. `as_id` is that of a memslot or a constant, hence in
+        // bounds, and is masked so that this holds without trusting it.
+        unsafe { read_once(addr_of!((*self.as_ptr()).memslots[usize::from(as_id & 1)])) }
+    }
+
     /// Whether the memslots of an address space are being replaced right now.
     #[inline(always)]
     pub(crate) fn update_in_progress(&self, as_id: u16) -> bool {
-        // SAFETY: By the type invariant. The active set is embedded in `struct kvm` (`__memslots`),
-        // so it can be read at any time; `as_id` comes from a memslot, hence is in bounds, and is
-        // masked so that this holds without trusting it.
+        // SAFETY: The set can be read at any time.
         unsafe {
-            let set = read_once(addr_of!((*self.as_ptr()).memslots[usize::from(as_id & 1)]));
+            let set = self.active_set(as_id);
             read_once(addr_of!((*set).generation)) >> bindings::KPT_UPDATE_IN_PROGRESS_BIT & 1 != 0
         }
     }
@@ -171,9 +177,9 @@ impl Kvm {
     /// Whether an address space has no memslot at all. A hint: memslots may come any time.
     #[inline(always)]
     fn has_no_slots(&self, as_id: u16) -> bool {
-        // SAFETY: As in `update_in_progress`; the root pointer is only compared.
+        // SAFETY: The set can be read at any time; the root pointer is only compared.
         unsafe {
-            let set = read_once(addr_of!((*self.as_ptr()).memslots[usize::from(as_id & 1)]));
+            let set = self.active_set(as_id);
             read_once(addr_of!((*set).gfn_tree.rb_node)).is_null()
         }
     }
@@ -300,7 +306,19 @@ impl<'a> Slots<'a> {
     }
 
     /// Finds the memslot of an address space that holds `gfn`.
+    #[inline(always)]
     pub(crate) fn find(self, as_id: u16, gfn: Gfn) -> Option<&'a Memslot> {
+        // SAFETY: As in `search`. The slot found last is one of this set, so it lives as long.
+        let last = unsafe {
+            let set = self.kvm.active_set(as_id);
+            (read_once(addr_of!((*set).last_used_slot.counter)) as *const Memslot).as_ref()
+        };
+        last.filter(|slot| slot.holds(gfn))
+            .or_else(|| self.search(as_id, gfn))
+    }
+
+    #[inline(never)]
+    fn search(self, as_id: u16, gfn: Gfn) -> Option<&'a Memslot> {
         // SAFETY: By the type invariant memslots found stay allocated as long as `'a`.
         unsafe {
             bindings::kpt_find_slot(self.kvm.as_ptr(), i32::from(as_id), gfn)
@@ -507,9 +525,13 @@ impl Memslot {
 
     /// A page of the memslot; `None` if it does not hold the frame.
     pub(crate) fn page(&self, gfn: Gfn) -> Option<Page<'_>> {
-        let inside = gfn.wrapping_sub(self.base_gfn()) < self.npages();
         // INVARIANT: The memslot holds the frame.
-        inside.then_some(Page { slot: self, gfn })
+        self.holds(gfn).then_some(Page { slot: self, gfn })
+    }
+
+    #[inline(always)]
+    fn holds(&self, gfn: Gfn) -> bool {
+        gfn.wrapping_sub(self.base_gfn()) < self.npages()
     }
 
     /// The same where KVM has looked already.

@@ -27,7 +27,11 @@ pub(crate) fn is_write_tracked(slots: Slots<'_>, slot: Option<&Memslot>, gfn: Gf
         None if slots.kvm().update_in_progress(as_id) => return tracked_in_any(slots, gfn),
         _ => (),
     }
-    // A page tracked through one address space is tracked in the other as well.
+    // A page tracked through one address space is tracked in the other as well. External adds are in
+    // address space 0, so in the other there is something only if KVM shadows page tables.
+    if as_id == 0 && !slots.kvm().has_shadow_page_tables() {
+        return false;
+    }
     slots.may_have(as_id ^ 1) && tracked_in(slots, as_id ^ 1, gfn)
 }
 

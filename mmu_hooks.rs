@@ -148,13 +148,14 @@ unsafe extern "C" fn remove_gfn_locked(kvm: &Kvm, slot: &Memslot, gfn: Gfn) {
     memslot::kvm_removed(&mmu, page);
 }
 
-/// `kvm_write_track_add_gfn()`: upstream's name of `kvm_page_track_add_page()`.
+/// `kvm_write_track_add_gfn()`: upstream's name of `kvm_page_track_add_page()`. What may sleep in it
+/// takes the guard itself.
 ///
 /// # Safety
 ///
 /// `kvm` is NULL or a VM that the caller keeps alive.
 unsafe extern "C" fn add_gfn(kvm: KvmPtr, gfn: Gfn) -> c_int {
-    let _guard = guard::enter();
+    let _guard = guard::enter_if_locks_sleep();
     // SAFETY: The caller's promise.
     unsafe { abi::kvm_page_track_add_page(kvm, gfn, abi::WRITE) }
 }
@@ -165,7 +166,7 @@ unsafe extern "C" fn add_gfn(kvm: KvmPtr, gfn: Gfn) -> c_int {
 ///
 /// As [`add_gfn`].
 unsafe extern "C" fn remove_gfn(kvm: KvmPtr, gfn: Gfn) -> c_int {
-    let _guard = guard::enter();
+    let _guard = guard::enter_if_locks_sleep();
     // SAFETY: The caller's promise.
     unsafe { abi::kvm_page_track_remove_page(kvm, gfn, abi::WRITE) }
 }

@@ -8,6 +8,7 @@
 //! C source: `kvm_write_track_add_gfn()` and `kvm_write_track_remove_gfn()` in
 //! `arch/x86/kvm/mmu/page_track.c`.
 
+use crate::guard;
 use crate::kvm::{Gfn, Kvm, Memslot, MmuWrite, Page, Slots};
 use crate::{memslot, owners, vm};
 use kernel::prelude::*;
@@ -39,18 +40,39 @@ pub(crate) fn add(kvm: &Kvm, gfn: Gfn) -> Result {
     if !kvm.can_track() {
         return Err(EOPNOTSUPP);
     }
-    loop {
-        let section = kvm.read_slots();
-        let slots = section.slots();
-        let page = changeable(slots, gfn)?;
-        if page.slot().counters().is_none() {
-            drop(section);
-            memslot::ensure_counters(kvm, gfn)?;
-            continue;
+    if vm::find(kvm).is_some() {
+        if let Some(result) = try_add(kvm, gfn) {
+            return result;
         }
-        // The entry shows the VM in debugfs, and goes with it.
-        vm::find_or_create(kvm)?;
-        return add_locked(slots, &kvm.lock_mmu(), page);
+    }
+    add_with_room(kvm, gfn)
+}
+
+/// Adds a page if its memslot has counters. Does not sleep (it does on PREEMPT_RT).
+#[inline(always)]
+fn try_add(kvm: &Kvm, gfn: Gfn) -> Option<Result> {
+    let section = kvm.read_slots();
+    let slots = section.slots();
+    let page = match changeable(slots, gfn) {
+        Ok(page) => page,
+        Err(e) => return Some(Err(e)),
+    };
+    page.slot().counters()?;
+    Some(add_locked(slots, &kvm.lock_mmu(), page))
+}
+
+/// Adds a page and makes what that takes. One guard for all of it: it sleeps.
+#[cold]
+#[inline(never)]
+fn add_with_room(kvm: &Kvm, gfn: Gfn) -> Result {
+    let _guard = guard::enter();
+    // The entry shows the VM in debugfs.
+    vm::find_or_create(kvm)?;
+    loop {
+        if let Some(result) = try_add(kvm, gfn) {
+            return result;
+        }
+        memslot::ensure_counters(kvm, gfn)?;
     }
 }
 

@@ -33,9 +33,18 @@ unsafe impl Send for Vm {}
 // SAFETY: As above.
 unsafe impl Sync for Vm {}
 
-/// [`Kvm::key`] to the address of a [`Vm`].
+/// [`index`] of a VM to the address of its [`Vm`].
 // SAFETY: `init` sets it up before anything else uses it.
 static TABLE: Xa = unsafe { Xa::uninit() };
+
+/// The key of the first VM of the table. Indices are relative to it, since the table is the less deep
+/// the smaller they are, and VMs are not far from each other.
+static FIRST: Atomic<usize> = Atomic::new(0);
+
+/// Where a VM is in the table: a number that no other VM alive has.
+fn index(kvm: &Kvm) -> usize {
+    kvm.key() ^ FIRST.load(Relaxed)
+}
 
 global_lock! {
     // SAFETY: Initialised in `init` before anything else uses it.
@@ -106,7 +115,7 @@ pub(crate) fn uncount_client() {
 
 /// What the module knows of a VM. Any context.
 pub(crate) fn find(kvm: &Kvm) -> Option<&Vm> {
-    let address = TABLE.load(kvm.key())?;
+    let address = TABLE.load(index(kvm))?;
     // SAFETY: The table holds addresses from `KBox::into_raw()` in `find_or_create`. An entry is
     // freed when its VM is destroyed, which cannot be as long as `kvm` is borrowed, or by `clear`
     // after every user of the module is gone.
@@ -126,10 +135,14 @@ pub(crate) fn find_or_create(kvm: &Kvm) -> Result<&Vm> {
     if let Some(vm) = find(kvm) {
         return Ok(vm);
     }
+    if FIRST.load(Relaxed) == 0 {
+        // The table is empty. Who looks for this VM from now on has seen it come into the table.
+        FIRST.store(kvm.key(), Relaxed);
+    }
     let vm = KBox::pin_init(Vm::new(kvm), GFP_KERNEL_ACCOUNT)?;
     // SAFETY: The box is not moved out of: it stays behind the raw pointer until `free`.
     let raw = KBox::into_raw(unsafe { Pin::into_inner_unchecked(vm) });
-    if let Err(e) = TABLE.insert(kvm.key(), raw as usize) {
+    if let Err(e) = TABLE.insert(index(kvm), raw as usize) {
         // SAFETY: `raw` comes from `into_raw()` above and nobody else has seen it.
         unsafe { free(raw as usize) };
         return Err(e);
@@ -154,8 +167,8 @@ unsafe fn free(address: usize) {
 /// The VM has no users left; nothing that `find` returned for it is used any more.
 pub(crate) unsafe fn destroyed(kvm: &Kvm) {
     let _write = TABLE_WRITE.lock();
-    if let Some(address) = TABLE.load(kvm.key()) {
-        TABLE.erase(kvm.key());
+    if let Some(address) = TABLE.load(index(kvm)) {
+        TABLE.erase(index(kvm));
         // SAFETY: By the caller's promise nobody but `for_each` could use the entry, and that holds
         // the lock.
         unsafe { free(address) };
