@@ -103,18 +103,22 @@ ifeq ($(KPT_IN_ROOT),)
 test: setup
 	@scripts/test.sh
 
-# With the fuzzer of the API and the storms, which are not in make test yet.
+# The fuzzer of the API, attach and detach, and the storms, for long.
+long := nested-fuzz shadow-fuzz nested-cycles shadow-cycles nested-storms shadow-storms
 test-long: setup
-	@KPT_LONG=1 VM="$(or $(VM),nested shadow)" scripts/test.sh
+	@VM="$(or $(VM),$(long) linux-guest-nested)" scripts/test.sh
 
-# The same tests on a kernel that complains about everything; FLAVOUR=kcsan
-# watches for data races instead of bad memory accesses.
+# The same tests on a kernel that complains about everything, with the long
+# fuzzer, and with every allocation failing in turn; FLAVOUR=kcsan watches for
+# data races instead of bad memory accesses, in the programs that race.
+debug-vms := nested shadow nested-fuzz shadow-fuzz nested-faults shadow-faults
+debug-vms-kcsan := nested-smp shadow-smp
 debug-kernel: setup
 	@scripts/debug-kernel.sh $(FLAVOUR)
 
 test-debug: setup
 	@dir=$$(scripts/debug-kernel.sh $(FLAVOUR)) && \
-	KPT_KERNEL_DIR=$$dir VM="$(or $(VM),nested shadow)" scripts/test.sh
+	KPT_KERNEL_DIR=$$dir VM="$(or $(VM),$(debug-vms$(FLAVOUR:%=-%)))" scripts/test.sh
 
 # Upstream's own KVM selftests, without the module, with it, and while it comes
 # and goes.
@@ -160,13 +164,14 @@ help:
 	@echo 'make demo       what the module does, shown on a stock kernel in QEMU'
 	@echo 'make test       all tests in QEMU, nested and shadow paging'
 	@echo '                T=pattern: only programs that match;'
-	@echo '                VM=nested|shadow|upstream-nested|upstream-shadow|linux-guest'
+	@echo '                VM="machine ...", of those that scripts/test.sh names'
 	@echo "make test-upstream  upstream's KVM selftests without the module, with it, and"
 	@echo '                while it comes and goes (over an hour); SUBSET="glob ...",'
 	@echo '                WAYS="attached storm", VM=nested|shadow, LIMIT=60 (a program, s)'
-	@echo 'make test-long  make test, and the fuzzer of the API and storms of everything'
-	@echo 'make test-debug the same on a debug kernel, which is built first (25 minutes):'
-	@echo '                KASAN, lockdep, kmemleak, unit tests; FLAVOUR=kcsan: data races'
+	@echo 'make test-long  100,000 random calls, hundreds of attaches and detaches, storms'
+	@echo 'make test-debug make test on a debug kernel, which is built first (25 minutes):'
+	@echo '                KASAN, lockdep, kmemleak, unit tests, and with every allocation'
+	@echo '                failing in turn; FLAVOUR=kcsan: data races'
 	@echo 'make mutants    breaks the module on purpose: do the tests notice?'
 	@echo 'make bench      what the C tracker and the module cost, in instructions and'
 	@echo '                bytes, side by side: table, build/bench/results.json and .svg'

@@ -3,16 +3,27 @@
 #
 # make test: build everything, run the tests in virtual machines, sum up.
 #
-#   nested       kvm-amd npt=1, all kselftests
-#   shadow       kvm-amd npt=0, all kselftests
-#   upstream-nested, upstream-shadow (only when named with VM=)
-#                upstream's selftests of tests/upstream-short, in three machines
-#                one after the other (scripts/upstream.sh)
-#   linux-guest  kvm-amd npt=0, a stock Linux as guest (scripts/jobs/linux-guest)
+#   nested          kvm-amd npt=1, all kselftests
+#   shadow          kvm-amd npt=0, all kselftests
+#   linux-guest     a stock Linux as guest (scripts/jobs/linux-guest), npt=0
+#   linux-guest-nested                                                 npt=1
+#   upstream-nested, upstream-shadow
+#                   upstream's selftests of tests/upstream-short, in three
+#                   machines one after the other (scripts/upstream.sh)
+#
+# and, when named with VM= (make test-long, make test-debug), with nested- or
+# shadow- before it:
+#
+#   fuzz            api_fuzz, 100,000 operations
+#   cycles          200 attaches and detaches under a busy guest, and 200 under
+#                   page-table churn (KPT_CYCLES)
+#   storms          every storm with 20 attaches and detaches
+#   smp             the programs that race on purpose
+#   faults          fault_injection, which only the debug kernel can run
 #
 # Two machines run at a time, one for each processor they would use.
-# T=GLOB runs only the programs that match, VM=NAME only that machine.
-# The last line is "N passed, N failed, N skipped".
+# T=GLOB runs only the programs that match (or several globs), VM=NAME only that
+# machine.  The last line is "N passed, N failed, N skipped".
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -67,7 +78,7 @@ build() {
 # the emulator for both, the guest stops for good early in its boot (seen
 # without our module as well).
 run() {
-	local opts=() limit=2400
+	local opts=() tests='' limit=2400 env=()
 	case $1 in
 	upstream-*)
 		sed '/^#/d' tests/upstream-short >"build/log/$1.programs"
@@ -75,16 +86,39 @@ run() {
 			--list "build/log/$1.programs" --sum "build/log/$1.sum" || true
 		return
 		;;
+	linux-guest-nested) opts=(--job linux-guest --npt 1 --smp 1 --share) ;;
+	linux-guest*) opts=(--job linux-guest --npt 0 --smp 1 --share) ;;
 	nested*) opts=(--job test --npt 1) ;;
 	shadow*) opts=(--job test --npt 0) ;;
-	linux-guest-nested) limit=1200 opts=(--job linux-guest --npt 1 --smp 1 --share) ;;
-	linux-guest*) limit=1200 opts=(--job linux-guest --npt 0 --smp 1 --share) ;;
 	*) die "no machine $1" ;;
 	esac
-	[ -z "${T:-}" ] || opts+=(--tests "$T")
-	[ -z "${KPT_LONG:-}" ] || opts+=(--append kpt.env.LONG=1)
+	case $1 in
+	nested | shadow)
+		# another kernel is a slower one
+		[ -z "${KPT_KERNEL_DIR:-}" ] || env=(PATIENCE=5 TEST_LIMIT=2000)
+		;;
+	*-fuzz) tests='api_fuzz' env=("FUZZ_OPS=${KPT_FUZZ_OPS:-100000}") ;;
+	*-cycles)
+		tests='attach_detach shadow_paging' env=("CYCLES=${KPT_CYCLES:-200}")
+		;;
+	*-storms) tests='storms*' env=("CYCLES=${KPT_CYCLES:-20}") ;;
+	*-smp) tests='smp races notifiers storms' ;;
+	*-faults) tests='fault_injection' ;;
+	linux-guest*) ;;
+	*) die "no machine $1" ;;
+	esac
+	case $1 in
+	nested-* | shadow-*)
+		limit=7200
+		env+=(PATIENCE=60 TEST_LIMIT=7200)
+		;;
+	esac
+	[ -z "${KPT_KERNEL_DIR:-}" ] || limit=7200
+	tests=${T:-$tests}
+	[ -z "$tests" ] || opts+=(--tests "$tests")
 	rm -f "build/log/$1.sum"
-	scripts/vm.sh "$1" "${opts[@]}" --limit "${KPT_LIMIT:-$limit}" </dev/null |
+	scripts/vm.sh "$1" "${opts[@]}" --append "${env[*]/#/kpt.env.}" \
+		--limit "${KPT_LIMIT:-$limit}" </dev/null |
 		awk -v vm="$1" -v sum="build/log/$1.sum" -f scripts/tap.awk || true
 }
 
