@@ -18,7 +18,8 @@
 #   --qemu OPTION   one more option for QEMU (may be repeated)
 #
 # Job output: stdout and build/log/NAME.out.  Kernel: build/log/NAME.console.
-# If the machine runs out of time: its processors' state in build/log/NAME.state.
+# Beside it runs vm-watch.py, which wakes a machine that QEMU lets sleep for ever,
+# and leaves the processors' state in build/log/NAME.state if time runs out.
 #
 # Exit status:
 #   0  the guest's verdict is good and the kernel's log is clean
@@ -94,62 +95,6 @@ qemu=(
 	"local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap")
 qemu+=("${extra[@]}")
 
-# Write down what the processors do, twice.
-dump_state() {
-	timeout 20 python3 - "$monitor" <<-'EOF' >"$log/$name.state" 2>&1 || true
-	import socket, sys, time
-	s = socket.socket(socket.AF_UNIX)
-	s.connect(sys.argv[1])
-	s.settimeout(2)
-	for cmd in ("info cpus", "info registers -a", "info lapic", "info pic") * 2:
-	    s.sendall(cmd.encode() + b"\n")
-	    try:
-	        while True:
-	            data = s.recv(65536)
-	            if not data:
-	                break
-	            sys.stdout.write(data.decode(errors="replace").replace("\r", ""))
-	    except TimeoutError:
-	        pass
-	EOF
-}
-
-# Beside a running machine: write down its state a little before its time is
-# over, and end it if the emulator stands still.
-#
-# Seen twice in some 20 runs of a guest in the guest: QEMU stops using any
-# processor time for good, in the middle of a busy boot, with nothing printed.
-# An idle guest uses some, for its timers.  It counts as a death of the emulator
-# unless every processor is halted with interrupts off: that would be the
-# kernel's doing, and the machine runs out of time, which is a failure.
-watch_machine() {
-	local left=$((limit - 25)) still=0 before='' now pid
-	while [ "$left" -gt 0 ]; do
-		sleep 5
-		left=$((left - 5))
-		# the only one that this process namespace knows
-		pid=$(grep -lx qemu-system-x86 /proc/[0-9]*/comm 2>/dev/null | head -n 1 |
-			cut -d/ -f3) || true
-		[ -n "$pid" ] || continue
-		now=$(cut -d' ' -f14 "/proc/$pid/stat" 2>/dev/null) || continue
-		still=$((still + 5))
-		[ "$now" = "$before" ] || still=0
-		before=$now
-		if [ "$still" -ge 120 ]; then
-			dump_state
-			if ! grep -q 'RIP=' "$log/$name.state" ||
-				grep 'RIP=' "$log/$name.state" |
-				grep -qvE 'RFL=[0-9a-f]{5}[014589cd].*HLT=1'; then
-				touch "$log/$name.stands"
-				kill -ABRT "$pid"
-				return
-			fi
-			still=0
-		fi
-	done
-	dump_state
-}
-
 # One run; sets $status and $text.
 boot() {
 	local rc=0 verdict report line watch
@@ -162,14 +107,15 @@ boot() {
 		timeout --foreground -k 10 "$limit" "${qemu[@]}" || rc=$?
 		stty sane
 	else
-		rm -f "$log/$name.stands"
-		watch_machine &
+		rm -f "$log/$name".{stands,woken}
+		"$KPT_TOP/scripts/vm-watch.py" "$monitor" "$log/$name" "$limit" &
 		watch=$!
 		timeout --foreground -k 10 "$limit" "${qemu[@]}" </dev/null 2>"$out.err" |
 			tee "$out" || rc=${PIPESTATUS[0]}
 		kill "$watch" 2>/dev/null || true
 		[ ! -s "$out.err" ] || sed "s/^/# qemu: /" "$out.err"
 	fi
+	[ ! -e "$log/$name.woken" ] || sed 's/^/# emulator: /' "$log/$name.woken"
 	verdict=$(sed -n 's/^# kpt-job: done rc=\([0-9]*\).*/\1/p' "$out" | tail -n 1)
 
 	if report=$("$KPT_TOP/scripts/kernel-report.sh" "$console"); then
