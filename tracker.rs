@@ -40,7 +40,7 @@ pub(crate) fn add(kvm: &Kvm, gfn: Gfn) -> Result {
     if !kvm.can_track() {
         return Err(EOPNOTSUPP);
     }
-    if vm::find(kvm).is_some() {
+    if vm::is_known(kvm) {
         if let Some(result) = try_add(kvm, gfn) {
             return result;
         }
@@ -91,7 +91,9 @@ pub(crate) fn add_to_slot(
         return Err(EOPNOTSUPP);
     }
     let page = changeable_in(slot, gfn)?;
-    vm::find(slots.kvm()).ok_or(ENOMEM)?;
+    if !vm::is_known(slots.kvm()) {
+        return Err(ENOMEM);
+    }
     add_locked(slots, mmu, page)
 }
 
