@@ -74,6 +74,44 @@ pub(crate) unsafe extern "C" fn kvm_page_track_remove_page(
 ///
 /// As [`kvm_page_track_add_page`].
 #[no_mangle]
+unsafe extern "C" fn kvm_page_track_add_range(
+    kvm: *mut bindings::kvm,
+    gfn: Gfn,
+    nr: c_ulong,
+    mode: c_uint,
+) -> c_int {
+    from_result(|| {
+        // SAFETY: The caller's promise.
+        let kvm = unsafe { check(kvm, mode) }?;
+        tracker::add_range(kvm, gfn, nr as u64).map(|()| 0)
+    })
+}
+
+/// See the C header.
+///
+/// # Safety
+///
+/// As [`kvm_page_track_add_page`].
+#[no_mangle]
+unsafe extern "C" fn kvm_page_track_remove_range(
+    kvm: *mut bindings::kvm,
+    gfn: Gfn,
+    nr: c_ulong,
+    mode: c_uint,
+) -> c_int {
+    from_result(|| {
+        // SAFETY: The caller's promise.
+        let kvm = unsafe { check(kvm, mode) }?;
+        tracker::remove_range(kvm, gfn, nr as u64).map(|()| 0)
+    })
+}
+
+/// See the C header.
+///
+/// # Safety
+///
+/// As [`kvm_page_track_add_page`].
+#[no_mangle]
 unsafe extern "C" fn kvm_page_track_prepare(
     kvm: *mut bindings::kvm,
     gfn: Gfn,
@@ -187,6 +225,8 @@ mod tests {
                 for mode in [WRITE + 1, 100, c_uint::MAX] {
                     assert_eq!(kvm_page_track_add_page(vm, 0, mode), einval);
                     assert_eq!(kvm_page_track_remove_page(vm, 0, mode), einval);
+                    assert_eq!(kvm_page_track_add_range(vm, 0, 1, mode), einval);
+                    assert_eq!(kvm_page_track_remove_range(vm, 0, 1, mode), einval);
                 }
                 let no_slot = null_mut();
                 assert_eq!(kvm_slot_page_track_add_page(vm, no_slot, 0, WRITE), einval);

@@ -9,6 +9,8 @@
 
 EXPORT_SYMBOL_GPL(kvm_page_track_add_page);
 EXPORT_SYMBOL_GPL(kvm_page_track_remove_page);
+EXPORT_SYMBOL_GPL(kvm_page_track_add_range);
+EXPORT_SYMBOL_GPL(kvm_page_track_remove_range);
 EXPORT_SYMBOL_GPL(kvm_page_track_prepare);
 EXPORT_SYMBOL_GPL(kvm_slot_page_track_add_page);
 EXPORT_SYMBOL_GPL(kvm_slot_page_track_remove_page);

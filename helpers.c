@@ -97,6 +97,16 @@ void kpt_mmu_write_unlock(struct kvm *kvm)
 	write_unlock(&kvm->mmu_lock);
 }
 
+bool kpt_mmu_is_wanted(struct kvm *kvm)
+{
+	return need_resched() || rwlock_needbreak(&kvm->mmu_lock);
+}
+
+void kpt_mmu_write_yield(struct kvm *kvm)
+{
+	cond_resched_rwlock_write(&kvm->mmu_lock);
+}
+
 void kpt_mmu_read_lock(struct kvm *kvm)
 {
 	read_lock(&kvm->mmu_lock);

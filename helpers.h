@@ -31,6 +31,8 @@ bool kpt_write_tracking_enabled(struct kvm *kvm);
 /* kvm_host.h: locks and memslot lookups. */
 void kpt_mmu_write_lock(struct kvm *kvm);
 void kpt_mmu_write_unlock(struct kvm *kvm);
+bool kpt_mmu_is_wanted(struct kvm *kvm);
+void kpt_mmu_write_yield(struct kvm *kvm);
 void kpt_mmu_read_lock(struct kvm *kvm);
 void kpt_mmu_read_unlock(struct kvm *kvm);
 unsigned int kpt_shadow_page_tables(struct kvm *kvm, gfn_t gfn);

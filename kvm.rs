@@ -428,6 +428,21 @@ impl MmuWrite<'_> {
 }
 
 impl MmuWrite<'_> {
+    /// Whether somebody waits for the lock, or for the processor.
+    #[inline(always)]
+    pub(crate) fn is_wanted(&self) -> bool {
+        // SAFETY: By the invariant of `Kvm`.
+        unsafe { bindings::kpt_mmu_is_wanted(self.kvm.as_ptr()) }
+    }
+
+    /// Releases the lock and takes it again, after others. Only for tokens of [`Kvm::lock_mmu`].
+    pub(crate) fn yield_to_others(&mut self) {
+        if self.unlock {
+            // SAFETY: The lock was taken in `lock_mmu`, by a task that may sleep without it.
+            unsafe { bindings::kpt_mmu_write_yield(self.kvm.as_ptr()) };
+        }
+    }
+
     /// How much of the count of a frame of address space 0 is KVM's: its shadow pages of that guest
     /// page table.
     #[inline(always)]

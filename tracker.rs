@@ -58,7 +58,7 @@ fn try_add(kvm: &Kvm, gfn: Gfn) -> Option<Result> {
         Err(e) => return Some(Err(e)),
     };
     page.slot().counters()?;
-    Some(add_locked(slots, &kvm.lock_mmu(), page))
+    Some(add_and_flush(slots, &kvm.lock_mmu(), page))
 }
 
 /// Adds a page and makes what that takes. One guard for all of it: it sleeps.
@@ -66,6 +66,8 @@ fn try_add(kvm: &Kvm, gfn: Gfn) -> Option<Result> {
 #[inline(never)]
 fn add_with_room(kvm: &Kvm, gfn: Gfn) -> Result {
     let _guard = guard::enter();
+    // A refused call leaves nothing behind.
+    changeable(kvm.read_slots().slots(), gfn)?;
     // The entry shows the VM in debugfs.
     vm::find_or_create(kvm)?;
     loop {
@@ -94,10 +96,19 @@ pub(crate) fn add_to_slot(
     if !vm::is_known(slots.kvm()) {
         return Err(ENOMEM);
     }
-    add_locked(slots, mmu, page)
+    add_and_flush(slots, mmu, page)
 }
 
-fn add_locked(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
+#[inline(always)]
+fn add_and_flush(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
+    if add_locked(slots, mmu, page)? {
+        mmu.flush_tlbs();
+    }
+    Ok(())
+}
+
+/// Adds a page. True if TLBs have to be flushed, before `mmu_lock` is released.
+fn add_locked(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result<bool> {
     let gfn = page.gfn();
     let counters = page.slot().counters().ok_or(ENOMEM)?;
     let before = counters.get(gfn);
@@ -113,10 +124,7 @@ fn add_locked(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
             flush |= mmu.write_protect(other);
         }
     }
-    if flush {
-        mmu.flush_tlbs();
-    }
-    Ok(())
+    Ok(flush)
 }
 
 /// Takes back one add (`kvm_page_track_remove_page()`). Sleeps.
@@ -154,6 +162,154 @@ fn remove_locked(mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
     Ok(())
 }
 
+/// Tracks guest writes to a range of pages, or to none (`kvm_page_track_add_range()`). Sleeps.
+///
+/// # Errors
+///
+/// As [`add`].
+pub(crate) fn add_range(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
+    if !kvm.can_track() {
+        return Err(EOPNOTSUPP);
+    }
+    let last = last_of(gfn, npages)?;
+    loop {
+        let section = kvm.read_slots();
+        let slots = section.slots();
+        let missing = without_counters(slots, gfn, last)?;
+        vm::find_or_create(kvm)?;
+        let Some(missing) = missing else {
+            return change_range(slots, gfn, last, Change::Add);
+        };
+        drop(section);
+        memslot::ensure_counters(kvm, missing)?;
+    }
+}
+
+/// Takes back one add of each page of a range, or none (`kvm_page_track_remove_range()`). Sleeps.
+///
+/// # Errors
+///
+/// As [`remove`].
+pub(crate) fn remove_range(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
+    if !kvm.can_track() {
+        return Err(EOPNOTSUPP);
+    }
+    let last = last_of(gfn, npages)?;
+    let section = kvm.read_slots();
+    without_counters(section.slots(), gfn, last)?;
+    change_range(section.slots(), gfn, last, Change::Remove)
+}
+
+fn last_of(gfn: Gfn, npages: u64) -> Result<Gfn> {
+    npages
+        .checked_sub(1)
+        .and_then(|n| gfn.checked_add(n))
+        .ok_or(EINVAL)
+}
+
+/// The first page of a range whose memslot has no counters, if all of the range can be changed.
+fn without_counters(slots: Slots<'_>, first: Gfn, last: Gfn) -> Result<Option<Gfn>> {
+    let mut missing = None;
+    let mut gfn = first;
+    loop {
+        let slot = changeable(slots, gfn)?.slot();
+        if slot.counters().is_none() {
+            missing.get_or_insert(gfn);
+        }
+        // The last page of the memslot.
+        let end = slot.base_gfn() + (slot.npages() - 1);
+        if end >= last {
+            return Ok(missing);
+        }
+        gfn = end + 1;
+    }
+}
+
+/// What happens to every page of a range.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Add,
+    Remove,
+}
+
+impl Change {
+    fn apply(self, slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result<bool> {
+        match self {
+            Self::Add => add_locked(slots, mmu, page),
+            Self::Remove => remove_locked(mmu, page).map(|()| false),
+        }
+    }
+
+    fn undone(self) -> Self {
+        match self {
+            Self::Add => Self::Remove,
+            Self::Remove => Self::Add,
+        }
+    }
+}
+
+/// Changes every page of a range, or none.
+///
+/// The memslots found stay what they are as long as `slots`, so nothing but the limits of the counts
+/// can refuse a page half-way; then what was done is undone. That can fail only for a page that
+/// somebody else has meanwhile removed without having added it, or added up to the limit.
+fn change_range(slots: Slots<'_>, first: Gfn, last: Gfn, change: Change) -> Result {
+    let mut mmu = slots.kvm().lock_mmu();
+    let (done, result) = change_pages(slots, &mut mmu, first, last, change);
+    if result.is_err() && done > first {
+        change_pages(slots, &mut mmu, first, done - 1, change.undone())
+            .1
+            .ok();
+    }
+    result
+}
+
+/// Changes the pages of a range up to the first that is refused, which it returns.
+///
+/// Holds `mmu_lock` for a batch of pages, and longer only if nobody waits for it or for the
+/// processor. TLBs are flushed once for all that was done in one hold of the lock.
+fn change_pages(
+    slots: Slots<'_>,
+    mmu: &mut MmuWrite<'_>,
+    first: Gfn,
+    last: Gfn,
+    change: Change,
+) -> (Gfn, Result) {
+    /// Pages between two looks at who waits.
+    const BATCH: u64 = 64;
+    let mut flush = false;
+    let mut known: Option<&Memslot> = None;
+    let mut gfn = first;
+    let result = loop {
+        let changed = known
+            .and_then(|slot| slot.page(gfn))
+            .map_or_else(|| changeable(slots, gfn), Ok)
+            .and_then(|page| {
+                known = Some(page.slot());
+                change.apply(slots, mmu, page)
+            });
+        match changed {
+            Ok(needs_flush) => flush |= needs_flush,
+            Err(e) => break Err(e),
+        }
+        if gfn == last {
+            break Ok(());
+        }
+        gfn += 1;
+        if (gfn - first) % BATCH == 0 && mmu.is_wanted() {
+            // Who gets the lock relies on it that read-only is read-only in every TLB.
+            if core::mem::take(&mut flush) {
+                mmu.flush_tlbs();
+            }
+            mmu.yield_to_others();
+        }
+    };
+    if flush {
+        mmu.flush_tlbs();
+    }
+    (gfn, result)
+}
+
 /// Allocates what [`add_to_slot`] needs for a range of pages (`kvm_page_track_prepare()`). Sleeps.
 ///
 /// # Errors
@@ -163,10 +319,7 @@ pub(crate) fn prepare(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
     if !kvm.can_track() {
         return Err(EOPNOTSUPP);
     }
-    let last = npages
-        .checked_sub(1)
-        .and_then(|n| gfn.checked_add(n))
-        .ok_or(EINVAL)?;
+    let last = last_of(gfn, npages)?;
     if changeable(kvm.read_slots().slots(), gfn)?
         .slot()
         .page(last)

@@ -142,6 +142,37 @@ int kvm_page_track_remove_page(struct kvm *kvm, gfn_t gfn,
 			       enum kvm_page_track_mode mode);
 
 /**
+ * kvm_page_track_add_range() - kvm_page_track_add_page() of many pages
+ * @kvm: the VM
+ * @gfn: first guest frame number
+ * @nr: number of pages, at least 1, every one in some memslot of address space 0
+ * @mode: %KVM_PAGE_TRACK_WRITE
+ *
+ * All of the pages are added, or none.  TLBs are flushed once, unless somebody
+ * waits for kvm->mmu_lock meanwhile: it is held for a bounded number of pages
+ * then.  Pages of the range may be added and removed one by one as well.
+ *
+ * Return: 0, -EINVAL, -EOVERFLOW, -ENOMEM, -EAGAIN, -EOPNOTSUPP.
+ */
+int kvm_page_track_add_range(struct kvm *kvm, gfn_t gfn, unsigned long nr,
+			     enum kvm_page_track_mode mode);
+
+/**
+ * kvm_page_track_remove_range() - kvm_page_track_remove_page() of many pages
+ * @kvm: the VM
+ * @gfn: first guest frame number
+ * @nr: number of pages, at least 1, every one in some memslot of address space 0
+ * @mode: %KVM_PAGE_TRACK_WRITE
+ *
+ * One add of every page is undone, or none: -ENOENT if a page of the range has
+ * no external user.
+ *
+ * Return: 0, -EINVAL, -ENOENT, -EAGAIN, -EOPNOTSUPP.
+ */
+int kvm_page_track_remove_range(struct kvm *kvm, gfn_t gfn, unsigned long nr,
+				enum kvm_page_track_mode mode);
+
+/**
  * kvm_page_track_prepare() - allocate what the slot variants need
  * @kvm: the VM
  * @gfn: first guest frame number

@@ -213,6 +213,38 @@ static int model_prepare(struct vm *vm, u64 gfn, u64 nr)
 	return 0;
 }
 
+static bool is_range(u32 op)
+{
+	return op == KPT_OP_ADD_RANGE || op == KPT_OP_REMOVE_RANGE;
+}
+
+/* All of it or nothing, but counters that were allocated stay. */
+static int model_range(struct vm *vm, u32 op, u64 gfn, u64 nr)
+{
+	u64 i;
+
+	if (!nr || gfn + nr - 1 < gfn)
+		return -EINVAL;
+	for (i = 0; i < nr; i++)
+		if (!slot_of(vm, 0, gfn + i))
+			return -EINVAL;
+	if (op == KPT_OP_ADD_RANGE) {
+		vm->known = true;
+		for (i = 0; i < nr; i++)
+			slot_of(vm, 0, gfn + i)->array = true;
+		for (i = 0; i < nr; i++)
+			if (page_of(vm, gfn + i)->count == KPT_MAX_USERS)
+				return -EOVERFLOW;
+	} else {
+		for (i = 0; i < nr; i++)
+			if (!page_of(vm, gfn + i)->count)
+				return -ENOENT;
+	}
+	for (i = 0; i < nr; i++)
+		page_of(vm, gfn + i)->count += op == KPT_OP_ADD_RANGE ? 1 : -1;
+	return 0;
+}
+
 static int model_call(struct vm *vm, const struct kpt_call *c, u64 gfn)
 {
 	bool by_slot = c->op == KPT_OP_SLOT_ADD || c->op == KPT_OP_SLOT_REMOVE;
@@ -222,7 +254,7 @@ static int model_call(struct vm *vm, const struct kpt_call *c, u64 gfn)
 		return -EINVAL;
 	if (by_slot && (c->flags & KPT_CALL_NULL_SLOT))
 		return -EINVAL;
-	if (c->mode && (by_slot || c->op == KPT_OP_ADD_PAGE ||
+	if (c->mode && (by_slot || is_range(c->op) || c->op == KPT_OP_ADD_PAGE ||
 			c->op == KPT_OP_REMOVE_PAGE))
 		return -EINVAL;
 	if (by_slot)
@@ -237,6 +269,9 @@ static int model_call(struct vm *vm, const struct kpt_call *c, u64 gfn)
 		return model_remove(vm, slot_of(vm, 0, gfn), gfn);
 	case KPT_OP_PREPARE:
 		return model_prepare(vm, gfn, c->nr);
+	case KPT_OP_ADD_RANGE:
+	case KPT_OP_REMOVE_RANGE:
+		return model_range(vm, c->op, gfn, c->nr);
 	case KPT_OP_SLOT_ADD:
 		return model_slot_add(vm, s, gfn);
 	default:
@@ -491,7 +526,7 @@ static void do_call(void)
 	struct vm *vm = &vms[v];
 	u64 done = 0, times;
 
-	c.op = rnd(KPT_OP_WRITE_REMOVE + 1);
+	c.op = rnd(KPT_OP_REMOVE_RANGE + 1);
 	c.gfn = pick_gfn(vm);
 	c.vm_fd = vm->fd;
 	if (!vm->open || one_in(10)) {
@@ -506,8 +541,12 @@ static void do_call(void)
 			c.vm_fd = nodes[i].id;
 		}
 	}
-	if (c.op == KPT_OP_PREPARE) {
+	if (c.op == KPT_OP_PREPARE || is_range(c.op)) {
 		c.nr = one_in(10) ? pick_gfn(vm) : rnd(9);
+		if (is_range(c.op) && one_in(4))
+			c.nr = rnd(300);
+		if (is_range(c.op) && one_in(20))
+			c.mode = modes[rnd(ARRAY_SIZE(modes))];
 	} else {
 		if (one_in(8)) {
 			c.nr = 2 + rnd(30);
@@ -524,11 +563,11 @@ static void do_call(void)
 		c.flags |= KPT_CALL_SLOT_OF;
 		c.slot_gfn = pick_gfn(vm);
 	}
-	if (c.op >= KPT_OP_WRITE_ADD && external && one_in(2) &&
+	if ((c.op == KPT_OP_WRITE_ADD || c.op == KPT_OP_WRITE_REMOVE) && external && one_in(2) &&
 	    !(c.flags & KPT_CALL_BY_NODE))
 		dev = kpt_stock;
 	/* to the limit and beyond, now and then */
-	if (one_in(6000) && c.op != KPT_OP_PREPARE) {
+	if (one_in(6000) && c.op != KPT_OP_PREPARE && !is_range(c.op)) {
 		c.nr = KPT_MAX_USERS + 1;
 		c.flags &= ~KPT_CALL_STEP;
 	}
@@ -536,7 +575,7 @@ static void do_call(void)
 	note("call op %u vm %d gfn %#llx nr %lld slot_gfn %#llx mode %u flags %#x%s",
 	     c.op, v, c.gfn, c.nr, c.slot_gfn, c.mode, c.flags,
 	     dev == kpt_dev ? "" : " stock");
-	times = c.op == KPT_OP_PREPARE || !c.nr ? 1 : c.nr;
+	times = c.op == KPT_OP_PREPARE || is_range(c.op) || !c.nr ? 1 : c.nr;
 	for (done = 0; done < times; done++) {
 		want = model_call(vm, &c, c.gfn +
 				  (c.flags & KPT_CALL_STEP ? done : 0));
@@ -547,7 +586,7 @@ static void do_call(void)
 	result(r, want);
 	same("calls done", c.done, done);
 	compare_page(v, 0, c.gfn);
-	if (c.flags & KPT_CALL_STEP)
+	if (c.flags & KPT_CALL_STEP || is_range(c.op))
 		compare_page(v, 0, c.gfn + c.nr - 1);
 }
 

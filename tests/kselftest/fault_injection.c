@@ -225,6 +225,16 @@ static void add_done(void)
 	expect_page(KPT_GFN + 200, 0, 0, KPT_GFN);
 }
 
+static int range(void) { return call(KPT_OP_ADD_RANGE, KPT_GFN + 100, 150); }
+
+static void range_done(void)
+{
+	expect_page(KPT_GFN + 100, 1, 150, KPT_GFN);
+	expect_stats(150, 0);
+	KPT_OK(call(KPT_OP_REMOVE_RANGE, KPT_GFN + 100, 150));
+	expect_page(KPT_GFN + 100, 0, 0, KPT_GFN);
+}
+
 static void vm_with_a_page(void)
 {
 	new_vm_with_slot();
@@ -437,6 +447,8 @@ static const struct path paths[] = {
 	  add_failed, add_done, close_vm },
 	{ "add of another page", vm_with_a_page, another_add, another_failed,
 	  another_done, close_vm },
+	{ "add a range", new_vm_with_slot, range, add_failed, range_done,
+	  close_vm },
 	{ "prepare", new_vm_with_slot, prepare, add_failed, prepare_done,
 	  close_vm },
 	{ "register a notifier", new_vm_with_slot, reg_notifier, reg_failed,

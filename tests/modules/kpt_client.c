@@ -45,6 +45,10 @@ static int kpt_api_page(u32 op, struct kvm *kvm, gfn_t gfn, u64 nr, u32 mode)
 		return kvm_page_track_remove_page(kvm, gfn, mode);
 	case KPT_OP_PREPARE:
 		return kvm_page_track_prepare(kvm, gfn, nr);
+	case KPT_OP_ADD_RANGE:
+		return kvm_page_track_add_range(kvm, gfn, nr, mode);
+	case KPT_OP_REMOVE_RANGE:
+		return kvm_page_track_remove_range(kvm, gfn, nr, mode);
 	case KPT_OP_WRITE_ADD:
 		return kvm_write_track_add_gfn(kvm, gfn);
 	case KPT_OP_WRITE_REMOVE:

@@ -33,6 +33,8 @@ enum kpt_op {
 	KPT_OP_SLOT_REMOVE,	/* kvm_slot_page_track_remove_page */
 	KPT_OP_WRITE_ADD,	/* kvm_write_track_add_gfn */
 	KPT_OP_WRITE_REMOVE,	/* kvm_write_track_remove_gfn */
+	KPT_OP_ADD_RANGE,	/* kvm_page_track_add_range(gfn, nr) */
+	KPT_OP_REMOVE_RANGE,	/* kvm_page_track_remove_range(gfn, nr) */
 };
 
 /* kpt_call.flags */
@@ -47,7 +49,7 @@ enum kpt_op {
  * @op: enum kpt_op
  * @vm_fd: fd of the VM
  * @gfn: guest frame number
- * @nr: number of pages (KPT_OP_PREPARE), else how often to call; the first
+ * @nr: number of pages (KPT_OP_PREPARE, KPT_OP_*_RANGE), else how often to call; the first
  *	error ends it; 0 means once
  * @slot_gfn: see KPT_CALL_SLOT_OF
  * @mode: the mode argument as it is; 0 is KVM_PAGE_TRACK_WRITE

@@ -267,7 +267,7 @@ static long kpt_call(struct kpt_file *kf, struct kpt_call __user *arg)
 
 	if (copy_from_user(&c, arg, sizeof(c)))
 		return -EFAULT;
-	if (c.op > KPT_OP_WRITE_REMOVE)
+	if (c.op > KPT_OP_REMOVE_RANGE)
 		return -EDOM;
 
 	if (c.flags & KPT_CALL_BY_NODE) {
@@ -287,7 +287,8 @@ static long kpt_call(struct kpt_file *kf, struct kpt_call __user *arg)
 			return -EBADF;
 	}
 
-	times = c.op == KPT_OP_PREPARE || !c.nr ? 1 : c.nr;
+	times = c.op == KPT_OP_PREPARE || c.op >= KPT_OP_ADD_RANGE || !c.nr ? 1 :
+									      c.nr;
 	for (i = 0; i < times; i++) {
 		r = kpt_one_call(kvm, &c, c.gfn +
 				 (c.flags & KPT_CALL_STEP ? i : 0));

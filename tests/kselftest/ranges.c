@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * kvm_page_track_add_range() and kvm_page_track_remove_range(): the same as that
+ * many single calls, or nothing at all, with one flush of the TLBs.
+ */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kpt_lib.h"
+
+#define NPAGES	1000
+
+/* Writes its number to every page of the range, over and over. */
+static void guest_sweeps(void)
+{
+	u64 round, i;
+
+	for (round = 1;; round++) {
+		for (i = 0; i < NPAGES; i++)
+			*(volatile u64 *)(KPT_GVA + (i << 12)) = round + i;
+		GUEST_SYNC(round);
+	}
+}
+
+static int add_range(struct kvm_vm *vm, u64 gfn, u64 nr)
+{
+	return kpt_call_n(kpt_dev, KPT_OP_ADD_RANGE, vm, gfn, nr, NULL);
+}
+
+static int remove_range(struct kvm_vm *vm, u64 gfn, u64 nr)
+{
+	return kpt_call_n(kpt_dev, KPT_OP_REMOVE_RANGE, vm, gfn, nr, NULL);
+}
+
+/* One sweep of the guest; returns how many events it made. */
+static int sweep(struct kvm_vcpu *vcpu, int id)
+{
+	u64 before = kpt_counters(kpt_dev, id).writes, round, i;
+
+	TEST_ASSERT(kpt_run_sync(vcpu, &round), "the guest ended");
+	for (i = 0; i < NPAGES; i++)
+		KPT_EQ(*(u64 *)addr_gpa2hva(vcpu->vm, KPT_GPA + (i << 12)),
+		       round + i);
+	return kpt_counters(kpt_dev, id).writes - before;
+}
+
+static void like_single_calls(void)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = kpt_vm(&vcpu, guest_sweeps, NPAGES,
+				   VM_MEM_SRC_ANONYMOUS);
+	int id = kpt_reg(kpt_dev, vm, KPT_CLIENT, 0);
+	int lpage = kpt_inspect(vm, 0, KPT_GFN).lpage_2m;
+	u64 flushes;
+
+	TEST_ASSERT(id >= 0, "register: %d", id);
+	KPT_EQ(sweep(vcpu, id), 0);
+
+	/* all of it is mapped writable now */
+	flushes = vm_get_stat(vm, remote_tlb_flush_requests);
+	KPT_OK(add_range(vm, KPT_GFN, NPAGES));
+	KPT_EQ(vm_get_stat(vm, remote_tlb_flush_requests) - flushes, 1);
+	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).slot_sum, NPAGES);
+	KPT_EQ(kpt_count(vm, KPT_GFN), 1);
+	KPT_EQ(kpt_count(vm, KPT_GFN + NPAGES - 1), 1);
+	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).lpage_2m, lpage + 512);
+	KPT_EQ(sweep(vcpu, id), NPAGES);
+
+	/* nothing is mapped writable any more */
+	flushes = vm_get_stat(vm, remote_tlb_flush_requests);
+	KPT_OK(add_range(vm, KPT_GFN + 100, 300));
+	KPT_EQ(vm_get_stat(vm, remote_tlb_flush_requests) - flushes, 0);
+	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).slot_sum, NPAGES + 300);
+
+	/* one count, however it is added and removed */
+	KPT_OK(kpt_add(vm, KPT_GFN + 500));
+	KPT_OK(remove_range(vm, KPT_GFN, NPAGES));
+	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).slot_sum, 301);
+	KPT_EQ(sweep(vcpu, id), 301);
+	KPT_OK(kpt_remove(vm, KPT_GFN + 100));
+	KPT_OK(remove_range(vm, KPT_GFN + 101, 299));
+	KPT_OK(remove_range(vm, KPT_GFN + 500, 1));
+	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).slot_sum, 0);
+	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).lpage_2m, lpage);
+	KPT_EQ(sweep(vcpu, id), 0);
+	KPT_OK(kpt_unreg(kpt_dev, id));
+	kvm_vm_free(vm);
+}
+
+static void several_memslots(void)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = kpt_vm(&vcpu, guest_sweeps, NPAGES,
+				   VM_MEM_SRC_ANONYMOUS);
+	u64 behind = KPT_GFN + NPAGES;
+
+	KPT_REFUSED(vm, behind - 1, add_range(vm, KPT_GFN, NPAGES + 1), EINVAL);
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, behind << 12, 30, 64, 0);
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, (behind + 64) << 12,
+				    31, 64, 0);
+	KPT_OK(add_range(vm, behind - 10, 84));
+	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).slot_sum, 10);
+	KPT_EQ(kpt_inspect(vm, 0, behind).slot_sum, 64);
+	KPT_EQ(kpt_inspect(vm, 0, behind + 64).slot_sum, 10);
+	/* to the very last page, and one more */
+	KPT_OK(add_range(vm, behind + 127, 1));
+	KPT_REFUSED(vm, behind + 127, add_range(vm, KPT_GFN, NPAGES + 129), EINVAL);
+	KPT_REFUSED(vm, behind + 127, remove_range(vm, behind + 127, 2), EINVAL);
+	KPT_OK(remove_range(vm, behind + 127, 1));
+	KPT_OK(remove_range(vm, behind - 10, 84));
+	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).slot_sum, 0);
+	KPT_EQ(kpt_inspect(vm, 0, behind).slot_sum, 0);
+	KPT_EQ(kpt_inspect(vm, 0, behind + 64).slot_sum, 0);
+	kvm_vm_free(vm);
+}
+
+/* Everything of every page, before and after. */
+static struct kpt_page *all_pages(struct kvm_vm *vm, struct kpt_page *pages)
+{
+	kpt_pages_fd(vm->fd, 0, KPT_GFN, NPAGES, pages);
+	return pages;
+}
+
+static void all_or_nothing(void)
+{
+	struct kpt_page *before = calloc(NPAGES, sizeof(*before));
+	struct kpt_page *after = calloc(NPAGES, sizeof(*after));
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = kpt_vm(&vcpu, guest_sweeps, NPAGES,
+				   VM_MEM_SRC_ANONYMOUS);
+	int id = kpt_reg(kpt_dev, vm, KPT_NOTIFIER, 0);
+	/* at the end, behind the first batch, and at the very beginning */
+	u64 where[] = { NPAGES - 1, 70, 0 };
+	u64 done, i;
+
+	TEST_ASSERT(id >= 0, "register: %d", id);
+	KPT_EQ(sweep(vcpu, id), 0);
+	for (i = 0; i < ARRAY_SIZE(where); i++) {
+		KPT_OK(kpt_call_n(kpt_dev, KPT_OP_ADD_PAGE, vm,
+				  KPT_GFN + where[i], KPT_MAX_USERS, &done));
+		all_pages(vm, before);
+		KPT_REFUSED(vm, KPT_GFN + where[i], add_range(vm, KPT_GFN, NPAGES),
+			    EOVERFLOW);
+		TEST_ASSERT(!memcmp(before, all_pages(vm, after),
+				    NPAGES * sizeof(*before)),
+			    "an add of a range that page %lu refused", where[i]);
+		/* as well as what is mapped: only that page is told of */
+		KPT_EQ(sweep(vcpu, id), 1);
+		KPT_OK(kpt_call_n(kpt_dev, KPT_OP_REMOVE_PAGE, vm,
+				  KPT_GFN + where[i], KPT_MAX_USERS, &done));
+
+		KPT_OK(add_range(vm, KPT_GFN, NPAGES));
+		KPT_OK(kpt_remove(vm, KPT_GFN + where[i]));
+		all_pages(vm, before);
+		KPT_REFUSED(vm, KPT_GFN + where[i],
+			    remove_range(vm, KPT_GFN, NPAGES), ENOENT);
+		TEST_ASSERT(!memcmp(before, all_pages(vm, after),
+				    NPAGES * sizeof(*before)),
+			    "a remove of a range that page %lu refused", where[i]);
+		KPT_EQ(sweep(vcpu, id), NPAGES - 1);
+		KPT_OK(kpt_add(vm, KPT_GFN + where[i]));
+		KPT_OK(remove_range(vm, KPT_GFN, NPAGES));
+		KPT_EQ(sweep(vcpu, id), 0);
+	}
+	KPT_OK(kpt_unreg(kpt_dev, id));
+	kvm_vm_free(vm);
+	free(before);
+	free(after);
+}
+
+static void bad_ranges(void)
+{
+	static const u32 ops[] = { KPT_OP_ADD_RANGE, KPT_OP_REMOVE_RANGE };
+	static const u64 bad[][2] = {
+		{ KPT_GFN, 0 }, { KPT_GFN, ~0ULL }, { KPT_GFN + 1, ~0ULL },
+		{ 1ULL << 52, 1 }, { ~0ULL, 1 }, { ~0ULL, 2 },
+		{ KPT_GFN - 1, 2 }, { KPT_GFN + NPAGES, 1 }, { 0, ~0ULL },
+	};
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = kpt_vm(&vcpu, guest_sweeps, NPAGES,
+				   VM_MEM_SRC_ANONYMOUS);
+	struct kpt_call c = { .vm_fd = vm->fd, .gfn = KPT_GFN, .nr = 1 };
+	u32 i, k;
+
+	KPT_OK(kpt_add(vm, KPT_GFN));
+	for (k = 0; k < 2; k++) {
+		for (i = 0; i < ARRAY_SIZE(bad); i++)
+			KPT_REFUSED(vm, KPT_GFN,
+				    kpt_call_n(kpt_dev, ops[k], vm, bad[i][0],
+					       bad[i][1], NULL), EINVAL);
+		c.op = ops[k];
+		c.mode = 1;
+		KPT_REFUSED(vm, KPT_GFN, kpt_api(kpt_dev, &c), EINVAL);
+		c.mode = 0;
+		c.flags = KPT_CALL_NULL_KVM;
+		KPT_REFUSED(vm, KPT_GFN, kpt_api(kpt_dev, &c), EINVAL);
+		c.flags = 0;
+	}
+	KPT_OK(kpt_remove(vm, KPT_GFN));
+	kvm_vm_free(vm);
+}
+
+static struct kvm_vm *busy_vm;
+static volatile bool stop;
+
+static void *adds_and_removes(void *arg)
+{
+	u64 first = KPT_GFN + (u64)arg, n = 0;
+
+	do {
+		KPT_OK(add_range(busy_vm, first, 600));
+		KPT_OK(remove_range(busy_vm, first, 600));
+		n++;
+	} while (!stop);
+	return (void *)n;
+}
+
+static void *runs(void *arg)
+{
+	struct kvm_vcpu *vcpu = arg;
+	u64 round, i, n = 0;
+
+	do {
+		TEST_ASSERT(kpt_run_sync(vcpu, &round), "the guest ended");
+		for (i = 0; i < NPAGES; i++)
+			KPT_EQ(*(u64 *)addr_gpa2hva(vcpu->vm, KPT_GPA + (i << 12)),
+			       round + i);
+		n++;
+	} while (!stop);
+	return (void *)n;
+}
+
+static void at_the_same_time(void)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = kpt_vm(&vcpu, guest_sweeps, NPAGES,
+				   VM_MEM_SRC_ANONYMOUS);
+	int lpage = kpt_inspect(vm, 0, KPT_GFN).lpage_2m;
+	pthread_t t[3];
+	void *n[3];
+	int i;
+
+	busy_vm = vm;
+	stop = false;
+	pthread_create(&t[0], NULL, adds_and_removes, (void *)0);
+	pthread_create(&t[1], NULL, adds_and_removes, (void *)400);
+	pthread_create(&t[2], NULL, runs, vcpu);
+	sleep(2);
+	stop = true;
+	for (i = 0; i < 3; i++) {
+		pthread_join(t[i], &n[i]);
+		TEST_ASSERT(n[i], "thread %d did nothing", i);
+	}
+	printf("# %lu and %lu ranges against %lu sweeps\n", (u64)n[0], (u64)n[1],
+	       (u64)n[2]);
+	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).slot_sum, 0);
+	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).lpage_2m, lpage);
+	kvm_vm_free(vm);
+}
+
+int main(void)
+{
+	static const struct kpt_test tests[] = {
+		{ "a range is like single calls, with one flush", like_single_calls },
+		{ "a range in several memslots", several_memslots },
+		{ "all of a range or nothing", all_or_nothing },
+		{ "bad ranges: -EINVAL", bad_ranges },
+		{ "ranges, and a guest that writes, at the same time",
+		  at_the_same_time, 120 },
+	};
+
+	return kpt_main(tests, ARRAY_SIZE(tests), KPT_NEED_CLIENT);
+}
