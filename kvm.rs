@@ -130,6 +130,17 @@ impl Kvm {
         unsafe { bindings::kpt_write_tracking_enabled(self.as_ptr()) }
     }
 
+    /// Whether C's tracker has been enabled for external users of this VM.
+    #[inline(always)]
+    pub(crate) fn c_external_enabled(&self) -> bool {
+        // SAFETY: By the type invariant; C reads and writes the flag with acquire and release.
+        unsafe {
+            read_once(addr_of!(
+                (*self.as_ptr()).arch.external_write_tracking_enabled
+            ))
+        }
+    }
+
     /// Tells C that external users track this VM and every memslot has its counters.
     pub(crate) fn set_c_external_enabled(&self, _: &SlotsArchLocked<'_>) {
         // SAFETY: By the type invariant; C reads and writes the flag with acquire and release, and

@@ -249,6 +249,7 @@ pub(crate) fn detach() {
             }
         }
     }
+    notifier::drain();
     guard::drain();
 }
 

@@ -109,6 +109,19 @@ pub(crate) fn unregister(kvm: &Kvm, node: &Node) {
     drop(pin);
 }
 
+/// Waits for callbacks that run without a guard. Sleeps.
+///
+/// There are none unless the module is unloaded by force: registered notifiers pin it.
+pub(crate) fn drain() {
+    vm::for_each(|kvm, vm| {
+        KvmNotifiers::of(kvm).synchronize();
+        vm.clients.synchronize();
+        Ok(())
+    })
+    // The closure does not fail.
+    .ok();
+}
+
 /// Frees the memory of the list, at module exit.
 pub(crate) fn exit() {
     *PINNED.lock() = KVec::new();
@@ -194,25 +207,36 @@ fn deliver(
     gfn: Gfn,
     written: &Written,
 ) {
-    let _guard = guard::enter();
+    // Callbacks of who was registered through us need no guard: who is registered pins the module,
+    // and `drain` waits for the rest. What C registered before insmod pins nothing, but has made C
+    // enable its tracker.
+    let _guard = if kvm.c_external_enabled() {
+        Some(guard::enter())
+    } else {
+        guard::enter_if_locks_sleep()
+    };
     if !memslot::has_external(kvm, counters, gfn) {
         return;
     }
-    // A VM that C enabled before insmod has no entry yet.
-    let vm = vm::find_or_create(kvm).ok();
     let mut told = false;
-    notifiers.for_each(|node| {
-        node.track_write(written);
-        told = true;
-    });
-    if let Some(vm) = vm {
+    if !notifiers.is_empty() {
+        notifiers.for_each(|node| {
+            node.track_write(written);
+            told = true;
+        });
+    }
+    // A VM that C enabled before insmod has no entry yet.
+    let Ok(vm) = vm::find_or_create(kvm) else {
+        return;
+    };
+    if !vm.clients.is_empty() {
         vm.clients.read().for_each(|client| {
             client.node().track_write(written);
             told = true;
         });
-        if told {
-            vm.events.add(1, Relaxed);
-        }
+    }
+    if told {
+        vm.events.add(1, Relaxed);
     }
 }
 

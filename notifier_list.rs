@@ -238,6 +238,11 @@ impl NotifierList {
         })
     }
 
+    /// Whether there is no client. A hint without `mmu_lock`.
+    pub(crate) fn is_empty(&self) -> bool {
+        is_empty(self.head.get())
+    }
+
     /// Adds a client. False if it is in this list, or that of another VM, already.
     pub(crate) fn insert(&self, client: &Client, mmu: &MmuWrite<'_>) -> bool {
         // Clients are zeroed before their first registration, so their link can be trusted.

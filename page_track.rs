@@ -10,7 +10,7 @@
 //! ```
 //!
 //! [`owners`] knows which counts are not KVM's, [`vm`] what belongs to which VM. The edges to C are
-//! [`kvm`], [`notifier_list`], [`xa`], [`guard`], [`module_pin`], [`ftrace`], [`kvm_symbols`],
+//! [`kvm`], [`notifier_list`], [`inline_load`], [`xa`], [`guard`], [`module_pin`], [`ftrace`], [`kvm_symbols`],
 //! [`kvm_functions`], [`mmu_hooks`], [`debugfs`] and [`abi`]; of the rest only [`vm`] and
 //! [`notifier`] say `unsafe`, where a reference is taken across a function.
 
@@ -21,6 +21,7 @@ mod bindings;
 mod debugfs;
 mod ftrace;
 mod guard;
+mod inline_load;
 mod kvm;
 mod kvm_functions;
 mod kvm_symbols;
@@ -32,6 +33,7 @@ mod notifier_list;
 mod owners;
 mod tracker;
 mod vm;
+mod vm_cache;
 mod xa;
 
 use kernel::prelude::*;

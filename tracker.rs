@@ -40,7 +40,7 @@ pub(crate) fn add(kvm: &Kvm, gfn: Gfn) -> Result {
     if !kvm.can_track() {
         return Err(EOPNOTSUPP);
     }
-    if vm::is_known(kvm) {
+    if vm::find(kvm).is_some() {
         if let Some(result) = try_add(kvm, gfn) {
             return result;
         }
@@ -93,9 +93,7 @@ pub(crate) fn add_to_slot(
         return Err(EOPNOTSUPP);
     }
     let page = changeable_in(slot, gfn)?;
-    if !vm::is_known(slots.kvm()) {
-        return Err(ENOMEM);
-    }
+    vm::find(slots.kvm()).ok_or(ENOMEM)?;
     add_and_flush(slots, mmu, page)
 }
 

@@ -6,8 +6,10 @@
 //! (`kvm_page_track_cleanup()`) or when the module goes. So whoever has a [`Kvm`] may use the entry
 //! as long.
 
+use crate::inline_load::load;
 use crate::kvm::Kvm;
 use crate::notifier_list::NotifierList;
+use crate::vm_cache;
 use crate::xa::Xa;
 use core::ptr::NonNull;
 use kernel::prelude::*;
@@ -33,21 +35,9 @@ unsafe impl Send for Vm {}
 // SAFETY: As above.
 unsafe impl Sync for Vm {}
 
-/// [`index`] of a VM to the address of its [`Vm`].
+/// [`Kvm::key`] to the address of a [`Vm`].
 // SAFETY: `init` sets it up before anything else uses it.
 static TABLE: Xa = unsafe { Xa::uninit() };
-
-/// The key of the first VM of the table. Indices are relative to it, since the table is the less deep
-/// the smaller they are, and VMs are not far from each other.
-static FIRST: Atomic<usize> = Atomic::new(0);
-
-/// The key of the VM that was last found to be in the table, or 0.
-static LAST: Atomic<usize> = Atomic::new(0);
-
-/// Where a VM is in the table: a number that no other VM alive has.
-fn index(kvm: &Kvm) -> usize {
-    kvm.key() ^ FIRST.load(Relaxed)
-}
 
 global_lock! {
     // SAFETY: Initialised in `init` before anything else uses it.
@@ -102,8 +92,9 @@ fn current_task() -> usize {
 }
 
 /// Whether any VM has a client: a cheap first question of the event path.
+#[inline(always)]
 pub(crate) fn any_client() -> bool {
-    CLIENTS.load(Relaxed) != 0
+    load(&CLIENTS) != 0
 }
 
 /// Counts a client that was registered.
@@ -117,25 +108,13 @@ pub(crate) fn uncount_client() {
 }
 
 /// What the module knows of a VM. Any context.
+#[inline]
 pub(crate) fn find(kvm: &Kvm) -> Option<&Vm> {
-    let address = TABLE.load(index(kvm))?;
-    // SAFETY: The table holds addresses from `KBox::into_raw()` in `find_or_create`. An entry is
+    let address = vm_cache::get(kvm.key()).or_else(|| TABLE.load(kvm.key()))?;
+    // SAFETY: The table and the cache hold addresses from `KBox::into_raw()` in `find_or_create`. An entry is
     // freed when its VM is destroyed, which cannot be as long as `kvm` is borrowed, or by `clear`
     // after every user of the module is gone.
     Some(unsafe { &*(address as *const Vm) })
-}
-
-/// Whether a VM has an entry: cheap for the one that was asked for last. Any context.
-#[inline]
-pub(crate) fn is_known(kvm: &Kvm) -> bool {
-    if LAST.load(Relaxed) == kvm.key() {
-        return true;
-    }
-    let known = find(kvm).is_some();
-    if known {
-        LAST.store(kvm.key(), Relaxed);
-    }
-    known
 }
 
 /// The same as [`find`], with an entry made if there is none. Sleeps.
@@ -151,18 +130,15 @@ pub(crate) fn find_or_create(kvm: &Kvm) -> Result<&Vm> {
     if let Some(vm) = find(kvm) {
         return Ok(vm);
     }
-    if FIRST.load(Relaxed) == 0 {
-        // The table is empty. Who looks for this VM from now on has seen it come into the table.
-        FIRST.store(kvm.key(), Relaxed);
-    }
     let vm = KBox::pin_init(Vm::new(kvm), GFP_KERNEL_ACCOUNT)?;
     // SAFETY: The box is not moved out of: it stays behind the raw pointer until `free`.
     let raw = KBox::into_raw(unsafe { Pin::into_inner_unchecked(vm) });
-    if let Err(e) = TABLE.insert(index(kvm), raw as usize) {
+    if let Err(e) = TABLE.insert(kvm.key(), raw as usize) {
         // SAFETY: `raw` comes from `into_raw()` above and nobody else has seen it.
         unsafe { free(raw as usize) };
         return Err(e);
     }
+    vm_cache::put(kvm.key(), raw as usize);
     find(kvm).ok_or(ENOMEM)
 }
 
@@ -182,13 +158,10 @@ unsafe fn free(address: usize) {
 ///
 /// The VM has no users left; nothing that `find` returned for it is used any more.
 pub(crate) unsafe fn destroyed(kvm: &Kvm) {
-    // Nobody who uses the VM is left to store it again.
-    if LAST.load(Relaxed) == kvm.key() {
-        LAST.store(0, Relaxed);
-    }
     let _write = TABLE_WRITE.lock();
-    if let Some(address) = TABLE.load(index(kvm)) {
-        TABLE.erase(index(kvm));
+    if let Some(address) = TABLE.load(kvm.key()) {
+        vm_cache::remove(kvm.key());
+        TABLE.erase(kvm.key());
         // SAFETY: By the caller's promise nobody but `for_each` could use the entry, and that holds
         // the lock.
         unsafe { free(address) };
@@ -222,6 +195,7 @@ pub(crate) fn for_each(mut f: impl FnMut(&Kvm, &Vm) -> Result) -> Result {
 pub(crate) unsafe fn clear() {
     let _write = TABLE_WRITE.lock();
     while let Some((key, address)) = TABLE.find(0, usize::MAX) {
+        vm_cache::remove(key);
         TABLE.erase(key);
         // SAFETY: The caller's promise: nobody uses the entry.
         unsafe { free(address) };
