@@ -8,6 +8,7 @@
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `kvm_alloc_memslot_metadata()` in `x86.c`.
 
+use crate::guard;
 use crate::kvm::{self, Counters, Gfn, Kvm, Memslot, MmuWrite, NewSlot, Page, Slots};
 use crate::{notifier, owners, vm};
 use kernel::prelude::*;
@@ -81,17 +82,23 @@ pub(crate) fn ensure_counters(kvm: &Kvm, gfn: Gfn) -> Result {
 
 /// KVM creates a memslot or moves one (`kvm_page_track_create_memslot()`).
 ///
-/// Sleeps. Called with `slots_lock` and `slots_arch_lock` held, before the memslot is visible.
+/// Sleeps, in a guard. Called with `slots_lock` and `slots_arch_lock` held, before the memslot is
+/// visible.
 ///
 /// # Errors
 ///
 /// `EINVAL` if somebody cannot follow a move, `ENOMEM`. KVM makes `ENOMEM` of either.
 pub(crate) fn created(new: &NewSlot<'_>) -> Result {
     let moved_from = new.moved_from();
+    let needs_counters = new.kvm().c_consults_counters();
+    if moved_from.is_none() && !needs_counters {
+        return Ok(());
+    }
+    let _guard = guard::enter();
     if let Some(old) = moved_from {
         carry_over(new, old)?;
     }
-    if new.slot().counters().is_none() && new.kvm().c_consults_counters() {
+    if new.slot().counters().is_none() && needs_counters {
         new.alloc_counters()?;
     }
     // Nothing fails from here on, in KVM neither.

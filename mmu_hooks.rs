@@ -120,7 +120,6 @@ unsafe extern "C" fn delete_slot(kvm: &Kvm, slot: &Memslot) {
 ///
 /// KVM's arguments; `slots_lock` and `slots_arch_lock` are held and the memslot is unpublished.
 unsafe extern "C" fn create_memslot(kvm: &Kvm, slot: &Memslot, _npages: c_ulong) -> c_int {
-    let _guard = guard::enter();
     // SAFETY: As the caller promises.
     let new = unsafe { NewSlot::new(kvm, slot) };
     from_result(|| memslot::created(&new).map(|()| 0))

@@ -244,14 +244,13 @@ fn deliver(
 /// with `slots_lock` held; may sleep.
 pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
     let notifiers = KvmNotifiers::of(kvm);
-    let vm = vm::find(kvm);
-    if notifiers.is_empty() && vm.is_none() {
+    if notifiers.is_empty() && !vm::any_client() {
         return;
     }
     let _guard = guard::enter();
     let (base, npages) = (slot.base_gfn(), slot.npages());
     notifiers.for_each(|node| node.track_remove_region(base, npages));
-    if let (Some(vm), 0) = (vm, slot.as_id()) {
+    if let (Some(vm), 0) = (vm::find(kvm), slot.as_id()) {
         // Counts are in address space 0; what happens in the other is of no interest to clients,
         // though upstream's notifiers are told.
         vm.clients
