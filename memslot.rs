@@ -52,6 +52,7 @@ fn tracked_in_any(slots: Slots<'_>, gfn: Gfn) -> bool {
 }
 
 /// The counters of address space 0, where external adds go, if the page's count is not zero.
+#[inline(always)]
 pub(crate) fn counted(slots: Slots<'_>, gfn: Gfn) -> Option<Counters<'_>> {
     slots
         .find(0, gfn)
@@ -215,6 +216,7 @@ pub(crate) fn tracked_pages(kvm: &Kvm) -> u64 {
 }
 
 /// Whether somebody outside KVM tracks a page. Exact: looks under `mmu_lock` if need be.
+#[inline(always)]
 pub(crate) fn has_external(kvm: &Kvm, counters: Counters<'_>, gfn: Gfn) -> bool {
     if !kvm.has_shadow_page_tables() {
         return counters.get(gfn) != 0;

@@ -100,6 +100,9 @@ unsafe extern "C" fn gfn_is_write_tracked(kvm: &Kvm, slot: Option<&Memslot>, gfn
 ///
 /// KVM's arguments; the caller is a vCPU task inside a `kvm->srcu` read section.
 unsafe extern "C" fn write(kvm: &Kvm, gpa: Gpa, new: *const u8, bytes: c_int) {
+    if !notifier::anybody_listens(kvm) {
+        return;
+    }
     // SAFETY: As the caller promises; `new` holds the bytes written during the call.
     let (slots, written) = unsafe { (kvm.assume_slots(), Written::new(gpa, new, bytes)) };
     notifier::write_emulated(slots, &written);

@@ -8,7 +8,7 @@
 //! C source: `arch/x86/kvm/mmu/page_track.c`.
 
 use crate::guard;
-use crate::kvm::{gpa_to_gfn, Counters, Gfn, Kvm, Memslot, Slots};
+use crate::kvm::{gpa_to_gfn, Kvm, Memslot, Slots};
 use crate::memslot;
 use crate::module_pin::ModulePin;
 use crate::notifier_list::{Client, KvmNotifiers, Node, Written};
@@ -182,31 +182,23 @@ pub(crate) fn unregister_client(kvm: &Kvm, client: &Client) {
     }
 }
 
+/// Whether an event may be of interest to somebody. A hint without `mmu_lock`.
+#[inline(always)]
+pub(crate) fn anybody_listens(kvm: &Kvm) -> bool {
+    !KvmNotifiers::of(kvm).is_empty() || vm::any_client()
+}
+
 /// Tells notifiers and clients of a guest write that was emulated (`__kvm_page_track_write()`).
 ///
 /// Only writes to pages that somebody outside KVM has added are told: C tells every notifier of
 /// every emulated write. May sleep if the callbacks do.
-#[inline]
+#[inline(never)]
 pub(crate) fn write_emulated(slots: Slots<'_>, written: &Written) {
     let kvm = slots.kvm();
-    let notifiers = KvmNotifiers::of(kvm);
-    if notifiers.is_empty() && !vm::any_client() {
-        return;
-    }
     let gfn = gpa_to_gfn(written.gpa());
-    if let Some(counters) = memslot::counted(slots, gfn) {
-        deliver(kvm, &notifiers, counters, gfn, written);
-    }
-}
-
-#[cold]
-fn deliver(
-    kvm: &Kvm,
-    notifiers: &KvmNotifiers<'_>,
-    counters: Counters<'_>,
-    gfn: Gfn,
-    written: &Written,
-) {
+    let Some(counters) = memslot::counted(slots, gfn) else {
+        return;
+    };
     // Callbacks of who was registered through us need no guard: who is registered pins the module,
     // and `drain` waits for the rest. What C registered before insmod pins nothing, but has made C
     // enable its tracker.
@@ -218,6 +210,7 @@ fn deliver(
     if !memslot::has_external(kvm, counters, gfn) {
         return;
     }
+    let notifiers = KvmNotifiers::of(kvm);
     let mut told = false;
     if !notifiers.is_empty() {
         notifiers.for_each(|node| {
@@ -244,7 +237,7 @@ fn deliver(
 /// with `slots_lock` held; may sleep.
 pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
     let notifiers = KvmNotifiers::of(kvm);
-    if notifiers.is_empty() && !vm::any_client() {
+    if !anybody_listens(kvm) {
         return;
     }
     let _guard = guard::enter();

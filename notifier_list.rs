@@ -154,6 +154,7 @@ impl Client {
     }
 }
 
+#[inline(always)]
 fn is_empty(head: *mut bindings::hlist_head) -> bool {
     // SAFETY: Callers pass the head of one of the two lists.
     unsafe { addr_of!((*head).first).read_volatile().is_null() }
@@ -313,6 +314,7 @@ impl<'k> KvmNotifiers<'k> {
     }
 
     /// Whether there is no notifier. A hint without `mmu_lock`.
+    #[inline(always)]
     pub(crate) fn is_empty(&self) -> bool {
         is_empty(self.head())
     }
