@@ -95,14 +95,14 @@ run() {
 	case $1 in
 	nested | shadow)
 		# another kernel is a slower one
-		[ -z "${KPT_KERNEL_DIR:-}" ] || env=(PATIENCE=5 TEST_LIMIT=2000)
+		[ -z "${KPT_KERNEL_DIR:-}" ] || env=(PATIENCE=5 TEST_LIMIT=2000 SECONDS=10)
 		;;
 	*-fuzz) tests='api_fuzz' env=("FUZZ_OPS=${KPT_FUZZ_OPS:-100000}") ;;
 	*-cycles)
 		tests='attach_detach shadow_paging' env=("CYCLES=${KPT_CYCLES:-200}")
 		;;
 	*-storms) tests='storms*' env=("CYCLES=${KPT_CYCLES:-20}") ;;
-	*-smp) tests='smp races notifiers storms' ;;
+	*-smp) tests='smp races notifiers ranges storms' env=(SECONDS=10) ;;
 	*-faults) tests='fault_injection' ;;
 	linux-guest*) ;;
 	*) die "no machine $1" ;;

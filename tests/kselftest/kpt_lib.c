@@ -619,8 +619,21 @@ static const char * const complaints[] = {
 
 bool kpt_is_complaint(const char *record)
 {
+	static bool in_race;
 	size_t i;
 
+	/*
+	 * A data race between two functions of the kernel's own is not ours, unless
+	 * something of ours is in a stack (scripts/kernel-report.sh does the same).
+	 */
+	if (strstr(record, "BUG: KCSAN: data-race in ") && strstr(record, " / ")) {
+		in_race = true;
+		return strstr(record, "page_track");
+	}
+	if (strstr(record, "===================="))
+		in_race = false;
+	if (in_race && strstr(record, "page_track"))
+		return true;
 	for (i = 0; i < ARRAY_SIZE(complaints); i++)
 		if (strstr(record, complaints[i]))
 			return true;

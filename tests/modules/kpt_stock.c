@@ -57,8 +57,17 @@ static int kpt_api_register(u32 type, struct kvm *kvm, struct kpt_node *node)
 		node->tracker.track_write = track_write;
 		node->tracker.track_remove_region = track_remove_region;
 	}
-	return kvm_page_track_register_notifier(kvm, node ? &node->tracker :
-						NULL);
+	int idx, r;
+
+	/*
+	 * C walks the memslots under slots_arch_lock alone.  That is enough, but
+	 * not for lockdep.
+	 */
+	idx = kvm ? srcu_read_lock(&kvm->srcu) : 0;
+	r = kvm_page_track_register_notifier(kvm, node ? &node->tracker : NULL);
+	if (kvm)
+		srcu_read_unlock(&kvm->srcu, idx);
+	return r;
 }
 
 static void kpt_api_unregister(u32 type, struct kvm *kvm, struct kpt_node *node)
