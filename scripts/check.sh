@@ -114,7 +114,31 @@ example_check() {
 	return 0
 }
 
+# It judges every machine: a report at the head of a long log must not be lost,
+# nor one of ours among the kernel's own races.
+report_check() {
+	local log=$KPT_TOP/build/check/report bad
+	for bad in 'WARNING: x' 'BUG: KCSAN: data-race in a [kvm]' \
+		$'BUG: KCSAN: data-race in a [kvm] / b [kvm]\n c [kvm_page_track]'; do
+		{
+			printf '[ 1.0] %s\n========================\n' "$bad"
+			seq 100000 | sed 's/^/[ 2.0] good /'
+		} >"$log"
+		if scripts/kernel-report.sh "$log" >/dev/null; then
+			echo "not found: $bad"
+			return 1
+		fi
+	done
+	{
+		echo '[ 1.0] BUG: KCSAN: data-race in a [kvm] / b [kvm]'
+		echo '[ 1.0] ======================='
+		seq 100000
+	} >"$log"
+	scripts/kernel-report.sh "$log"
+}
+
 check "README's example is the sample, and builds" example_check
+check "reports are found in a kernel's log" report_check
 check "shellcheck" shellcheck -x scripts/*.sh scripts/jobs/* .ci/run
 check "no indirect calls to KVM" \
 	scripts/check-indirect-calls.sh build/check/module/kvm_page_track.ko

@@ -26,8 +26,9 @@ theirs='
 title != "" && /====================/ { if (ours) print title; title = "" }
 { print }
 '
-if found=$(tr -d '\r' <"$1" | awk "$theirs" | grep -E -A 30 -m 1 -f <(patterns)); then
-	printf '%s\n' "$found"
+# No "grep -m": who writes to it would die of a closed pipe, and count as failed.
+if found=$(tr -d '\r' <"$1" | awk "$theirs" | grep -E -A 30 -f <(patterns)); then
+	head -n 31 <<<"$found" || true
 	exit 1
 fi
 exit 0
