@@ -29,6 +29,8 @@ pub(crate) struct Jump {
     ops: Opaque<bindings::ftrace_ops>,
     /// Where the function is; 0 if not attached.
     address: Atomic<usize>,
+    /// Where the jump leads, while attached.
+    target: Atomic<usize>,
 }
 
 // SAFETY: `ops` has locks of its own in ftrace; `replacement` is the address of a function.
@@ -48,6 +50,7 @@ impl Jump {
             // SAFETY: All zeroes is how C declares an `ftrace_ops` that ftrace will set up.
             ops: Opaque::new(unsafe { core::mem::zeroed() }),
             address: Atomic::new(0),
+            target: Atomic::new(0),
         }
     }
 
@@ -61,8 +64,8 @@ impl Jump {
         self.replacement as usize
     }
 
-    /// Where the jump leads: past the ENDBR of the replacement, which only an indirect jump needs.
-    fn target(&self) -> usize {
+    /// Where the jump is to lead: past the ENDBR of the replacement, which only an indirect jump needs.
+    fn past_endbr(&self) -> usize {
         const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
         let entry = self.replacement.cast::<[u8; 4]>();
         // SAFETY: The replacement is a function of ours, and no function is shorter: what follows
@@ -90,7 +93,7 @@ impl Jump {
     /// `EBUSY` if somebody else has replaced the function, `EINVAL` if ftrace has no call site
     /// there, and what else ftrace says.
     pub(crate) unsafe fn attach(&'static self, address: usize) -> Result {
-        let target = self.target();
+        let target = self.past_endbr();
         if target & JMP != 0 || self.attached_at().is_some() {
             return Err(EINVAL);
         }
@@ -104,7 +107,10 @@ impl Jump {
             });
         match result {
             // INVARIANT: ftrace uses `ops` from here on.
-            Ok(()) => self.address.store(address, Relaxed),
+            Ok(()) => {
+                self.target.store(target, Relaxed);
+                self.address.store(address, Relaxed);
+            }
             // SAFETY: `ops` is not registered.
             Err(_) => unsafe { bindings::ftrace_free_filter(ops) },
         }
@@ -120,7 +126,7 @@ impl Jump {
         if self.attached_at().is_none() {
             return Ok(());
         }
-        let target = self.target();
+        let target = self.target.load(Relaxed);
         // SAFETY: Attached with the same arguments.
         to_result(unsafe {
             bindings::unregister_ftrace_direct(self.ops.get(), target | JMP, true)

@@ -48,8 +48,14 @@ impl Drop for Guard {
 pub(crate) fn drain() {
     // SAFETY: Called from module exit, or from a module init that failed: process context without
     // locks.
-    unsafe {
-        bindings::kpt_guard_drain();
-        bindings::synchronize_rcu_tasks();
-    }
+    unsafe { bindings::kpt_guard_drain() };
+    synchronize_tasks();
+}
+
+/// Waits until every task has slept once, or run in user space: a grace period of Tasks RCU. Sleeps.
+///
+/// To be called from module exit, or from a module init that failed.
+pub(crate) fn synchronize_tasks() {
+    // SAFETY: Process context without locks.
+    unsafe { bindings::synchronize_rcu_tasks() };
 }

@@ -236,6 +236,13 @@ impl Kvm {
         }
     }
 
+    /// Whether KVM has ever been ready to shadow page tables of this VM. Does not become false again.
+    #[inline(always)]
+    pub(crate) fn may_shadow_page_tables(&self) -> bool {
+        // SAFETY: By the type invariant; the pointer is only compared.
+        unsafe { !read_once(addr_of!((*self.as_ptr()).arch.mmu_page_hash)).is_null() }
+    }
+
     /// Whether KVM has shadow pages of guest page tables at all. A hint without `mmu_lock`.
     #[inline(always)]
     pub(crate) fn has_shadow_page_tables(&self) -> bool {
@@ -250,6 +257,8 @@ impl Kvm {
     /// `mmu_lock` is held.
     #[inline(always)]
     unsafe fn shadow_page_tables(&self, gfn: Gfn) -> u16 {
+        // Also keeps a VM that dies from being looked at: KVM frees the table, but only when it has
+        // no shadow page any more.
         if !self.has_shadow_page_tables() {
             return 0;
         }

@@ -219,7 +219,9 @@ pub(crate) fn tracked_pages(kvm: &Kvm) -> u64 {
 /// Whether somebody outside KVM tracks a page. Exact: looks under `mmu_lock` if need be.
 #[inline(always)]
 pub(crate) fn has_external(kvm: &Kvm, counters: Counters<'_>, gfn: Gfn) -> bool {
-    if !kvm.has_shadow_page_tables() {
+    // Not `has_shadow_page_tables`: KVM takes the last shadow page off that before it takes it off
+    // the count.
+    if !kvm.may_shadow_page_tables() {
         return counters.get(gfn) != 0;
     }
     let mmu = kvm.lock_mmu_read();

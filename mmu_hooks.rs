@@ -237,22 +237,26 @@ pub(crate) fn attach() -> Result {
 /// If ftrace cannot take back a jump, this function says so and never returns: the text that the
 /// jump leads to must not be freed.
 pub(crate) fn detach() {
-    for hook in HOOKS.iter().rev() {
-        if let Err(e) = hook.detach() {
-            pr_emerg!(
-                "ftrace cannot detach {} (error {}). KVM goes on jumping to this module, which \
-                 therefore stays in memory for good; reboot when you can\n",
-                hook.symbol().name(),
-                e.to_errno()
-            );
-            loop {
-                // SAFETY: Sleeps, in module exit or in a failed init: no lock is held.
-                unsafe { bindings::kpt_sleep_idle() };
-            }
-        }
-    }
+    let [cleanup, others @ ..] = &HOOKS;
+    others.iter().rev().for_each(detach_one);
+    // While VMs that die still tell us.
     notifier::drain();
+    detach_one(cleanup);
     guard::drain();
+}
+
+fn detach_one(hook: &'static Jump) {
+    let Err(e) = hook.detach() else { return };
+    pr_emerg!(
+        "ftrace cannot detach {} (error {}). KVM goes on jumping to this module, which therefore \
+         stays in memory for good; reboot when you can\n",
+        hook.symbol().name(),
+        e.to_errno()
+    );
+    loop {
+        // SAFETY: Sleeps, in module exit or in a failed init: no lock is held.
+        unsafe { bindings::kpt_sleep_idle() };
+    }
 }
 
 #[kernel::macros::kunit_tests(kvm_page_track_mmu_hooks)]
@@ -288,6 +292,8 @@ mod tests {
                 .unwrap()
         };
         assert_eq!(at("kvm_page_track_register_notifier"), HOOKS.len() - 1);
+        // The table of VMs is right as long as VMs that die tell us: first and last.
+        assert_eq!(at("kvm_page_track_cleanup"), 0);
         assert!(at("kvm_gfn_is_write_tracked") < at("kvm_page_track_create_memslot"));
         assert!(at("__kvm_page_track_write") < at("kvm_page_track_create_memslot"));
         assert!(at("kvm_page_track_create_memslot") < at("__kvm_write_track_add_gfn"));

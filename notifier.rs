@@ -111,15 +111,24 @@ pub(crate) fn unregister(kvm: &Kvm, node: &Node) {
 
 /// Waits for callbacks that run without a guard. Sleeps.
 ///
-/// There are none unless the module is unloaded by force: registered notifiers pin it.
+/// There are none unless the module is unloaded by force: registered notifiers pin it. To be called
+/// when no event comes any more, but VMs that die still do.
 pub(crate) fn drain() {
-    vm::for_each(|kvm, vm| {
-        KvmNotifiers::of(kvm).synchronize();
-        vm.clients.synchronize();
-        Ok(())
-    })
-    // The closure does not fail.
-    .ok();
+    if PINNED.lock().is_empty() && !vm::any_client() {
+        return;
+    }
+    let wait = |f: fn(&Kvm, &Vm)| {
+        vm::for_each(|kvm, vm| {
+            f(kvm, vm);
+            Ok(())
+        })
+        // The closure does not fail.
+        .ok()
+    };
+    wait(|kvm, _| KvmNotifiers::of(kvm).synchronize());
+    // Who has left the one list and not yet entered the other does not sleep.
+    guard::synchronize_tasks();
+    wait(|_, vm| vm.clients.synchronize());
 }
 
 /// Frees the memory of the list, at module exit.
@@ -202,7 +211,7 @@ pub(crate) fn write_emulated(slots: Slots<'_>, written: &Written) {
     // Callbacks of who was registered through us need no guard: who is registered pins the module,
     // and `drain` waits for the rest. What C registered before insmod pins nothing, but has made C
     // enable its tracker.
-    let _guard = if kvm.c_external_enabled() {
+    let guard = if kvm.c_external_enabled() {
         Some(guard::enter())
     } else {
         guard::enter_if_locks_sleep()
@@ -218,10 +227,13 @@ pub(crate) fn write_emulated(slots: Slots<'_>, written: &Written) {
             told = true;
         });
     }
-    // A VM that C enabled before insmod has no entry yet.
-    let Ok(vm) = vm::find_or_create(kvm) else {
-        return;
+    let vm = if guard.is_some() {
+        // A VM that C enabled before insmod has no entry yet. Making one sleeps.
+        vm::find_or_create(kvm).ok()
+    } else {
+        vm::find(kvm)
     };
+    let Some(vm) = vm else { return };
     if !vm.clients.is_empty() {
         vm.clients.read().for_each(|client| {
             client.node().track_write(written);

@@ -231,6 +231,18 @@ enum Change {
 }
 
 impl Change {
+    /// Whether the page's count allows it.
+    fn check(self, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
+        let count = page.slot().counters().map_or(0, |c| c.get(page.gfn()));
+        let of_kvm = || mmu.shadow_page_tables(page.gfn());
+        match self {
+            Self::Add => owners::after_add(count, of_kvm),
+            Self::Remove => owners::after_remove(count, of_kvm),
+        }
+        .map(|_| ())
+    }
+
+    /// Does it. True if TLBs have to be flushed.
     fn apply(self, slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result<bool> {
         match self {
             Self::Add => add_locked(slots, mmu, page),
@@ -246,32 +258,43 @@ impl Change {
     }
 }
 
-/// Changes every page of a range, or none.
+/// Changes every page of a range, or none: looks at all of them before the first is changed.
 ///
-/// The memslots found stay what they are as long as `slots`, so nothing but the limits of the counts
-/// can refuse a page half-way; then what was done is undone. That can fail only for a page that
-/// somebody else has meanwhile removed without having added it, or added up to the limit.
+/// Only if `mmu_lock` was yielded to somebody who then changed a page of the range can one be refused
+/// half-way. What was done is undone then, except for pages that somebody else has meanwhile removed
+/// without having added them, or added up to the limit.
 fn change_range(slots: Slots<'_>, first: Gfn, last: Gfn, change: Change) -> Result {
     let mut mmu = slots.kvm().lock_mmu();
-    let (done, result) = change_pages(slots, &mut mmu, first, last, change);
+    for_pages(slots, &mut mmu, first, last, |mmu, page| {
+        change.check(mmu, page).map(|()| false)
+    })
+    .1?;
+    let (done, result) = for_pages(slots, &mut mmu, first, last, |mmu, page| {
+        change.apply(slots, mmu, page)
+    });
     if result.is_err() && done > first {
-        change_pages(slots, &mut mmu, first, done - 1, change.undone())
-            .1
-            .ok();
+        for_pages(slots, &mut mmu, first, done - 1, |mmu, page| {
+            Ok(change.undone().apply(slots, mmu, page).unwrap_or(false))
+        })
+        .1
+        .ok();
     }
     result
 }
 
-/// Changes the pages of a range up to the first that is refused, which it returns.
+/// Calls `f` for the pages of a range up to the first that it refuses, which is returned.
 ///
-/// Holds `mmu_lock` for a batch of pages, and longer only if nobody waits for it or for the
-/// processor. TLBs are flushed once for all that was done in one hold of the lock.
-fn change_pages(
+/// `f` tells whether TLBs have to be flushed. That is done once for one hold of `mmu_lock`, which
+/// lasts for a batch of pages, and longer only if nobody waits for it or for the processor.
+///
+/// The memslots were there, and not INVALID, when the read section of `slots` had begun. One that
+/// becomes so meanwhile has the same counters, and is neither zapped nor moved before `slots` ends.
+fn for_pages(
     slots: Slots<'_>,
     mmu: &mut MmuWrite<'_>,
     first: Gfn,
     last: Gfn,
-    change: Change,
+    mut f: impl FnMut(&MmuWrite<'_>, Page<'_>) -> Result<bool>,
 ) -> (Gfn, Result) {
     /// Pages between two looks at who waits.
     const BATCH: u64 = 64;
@@ -279,14 +302,14 @@ fn change_pages(
     let mut known: Option<&Memslot> = None;
     let mut gfn = first;
     let result = loop {
-        let changed = known
+        let page = known
             .and_then(|slot| slot.page(gfn))
-            .map_or_else(|| changeable(slots, gfn), Ok)
-            .and_then(|page| {
-                known = Some(page.slot());
-                change.apply(slots, mmu, page)
-            });
-        match changed {
+            .or_else(|| slots.find(0, gfn)?.page(gfn));
+        let Some(page) = page else {
+            break Err(EINVAL);
+        };
+        known = Some(page.slot());
+        match f(mmu, page) {
             Ok(needs_flush) => flush |= needs_flush,
             Err(e) => break Err(e),
         }

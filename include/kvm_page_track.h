@@ -149,8 +149,11 @@ int kvm_page_track_remove_page(struct kvm *kvm, gfn_t gfn,
  * @mode: %KVM_PAGE_TRACK_WRITE
  *
  * All of the pages are added, or none.  TLBs are flushed once, unless somebody
- * waits for kvm->mmu_lock meanwhile: it is held for a bounded number of pages
- * then.  Pages of the range may be added and removed one by one as well.
+ * waits for kvm->mmu_lock or the processor meanwhile: the lock is held for a
+ * bounded number of pages then.  (Only if others add or remove pages of the range
+ * in such a moment, so that it has to be refused half-way, are some pages tracked
+ * for a while that then are not.)  Pages of the range may be added and removed
+ * one by one as well.
  *
  * Return: 0, -EINVAL, -EOVERFLOW, -ENOMEM, -EAGAIN, -EOPNOTSUPP.
  */

@@ -3,6 +3,7 @@
  * insmod and rmmod under a running vCPU: every write of the guest to a tracked
  * page is delivered exactly once, in order, whoever the tracker is at the time.
  */
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -157,6 +158,58 @@ static void under_calls(void)
 	kvm_vm_free(vm);
 }
 
+static volatile bool detached;
+
+static void *detacher(void *unused)
+{
+	kpt_detach();
+	detached = true;
+	return NULL;
+}
+
+/* The module knows a VM with tracked pages, which may die at any moment of rmmod. */
+static void vms_die_during_detach(void)
+{
+	enum { VMS = 150 };
+	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), fd[VMS], i, died;
+	void *memory = mmap(NULL, 0x10000, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct kvm_userspace_memory_region mr = {
+		.slot = KPT_SLOT, .guest_phys_addr = KPT_GPA,
+		.memory_size = 0x10000, .userspace_addr = (u64)memory,
+	};
+	pthread_t thread;
+
+	kpt_attach();
+	for (i = 0; i < VMS; i++) {
+		struct kpt_call c = { .op = KPT_OP_WRITE_ADD, .gfn = KPT_GFN };
+
+		fd[i] = ioctl(kvm, KVM_CREATE_VM, 0);
+		TEST_ASSERT(fd[i] >= 0, "KVM_CREATE_VM: %d", errno);
+		TEST_ASSERT(!ioctl(fd[i], KVM_SET_USER_MEMORY_REGION, &mr),
+			    "memslot: %d", errno);
+		c.vm_fd = fd[i];
+		KPT_OK(kpt_api(kpt_stock, &c));
+	}
+	KPT_EQ(kpt_debugfs_vm(getpid()).rows, VMS);
+	detached = false;
+	pthread_create(&thread, NULL, detacher, NULL);
+	for (i = 0; i < VMS && !detached; i++) {
+		close(fd[i]);
+		usleep(15000);
+	}
+	died = i;
+	pthread_join(thread, NULL);
+	/* the others have C again */
+	for (; i < VMS; i++) {
+		KPT_EQ(kpt_inspect_fd(fd[i], 0, KPT_GFN).count, 1);
+		close(fd[i]);
+	}
+	printf("# %d of %d VMs died meanwhile\n", died, VMS);
+	TEST_ASSERT(died > 5, "nothing was tested");
+	close(kvm);
+}
+
 /* An open file in debugfs has our operations, so it must keep the module. */
 static void an_open_file_keeps_the_module(void)
 {
@@ -230,6 +283,7 @@ static const struct kpt_test tests[] = {
 	{ "every write is delivered once, through attach and detach",
 	  under_a_running_vcpu, 120 },
 	{ "attach and detach under calls of the API", under_calls, 120 },
+	{ "VMs that die during rmmod", vms_die_during_detach, 120 },
 	{ "rmmod is refused while somebody needs us", refused_while_in_use },
 	{ "an open debugfs file keeps the module", an_open_file_keeps_the_module },
 	{ "attach and detach with nobody there", idle },

@@ -624,9 +624,11 @@ bool kpt_is_complaint(const char *record)
 
 	/*
 	 * A data race between two functions of the kernel's own is not ours, unless
-	 * something of ours is in a stack (scripts/kernel-report.sh does the same).
+	 * something of ours is in a stack; nor is one of unknown origin outside KVM
+	 * (scripts/kernel-report.sh does the same).
 	 */
-	if (strstr(record, "BUG: KCSAN: data-race in ") && strstr(record, " / ")) {
+	if (strstr(record, "BUG: KCSAN: data-race in ") &&
+	    (strstr(record, " / ") || !strstr(record, "[kvm"))) {
 		in_race = true;
 		return strstr(record, "page_track");
 	}

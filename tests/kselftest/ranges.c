@@ -53,14 +53,26 @@ static void like_single_calls(void)
 	int id = kpt_reg(kpt_dev, vm, KPT_CLIENT, 0);
 	int lpage = kpt_inspect(vm, 0, KPT_GFN).lpage_2m;
 	u64 flushes;
+	int i;
 
 	TEST_ASSERT(id >= 0, "register: %d", id);
 	KPT_EQ(sweep(vcpu, id), 0);
 
-	/* all of it is mapped writable now */
-	flushes = vm_get_stat(vm, remote_tlb_flush_requests);
-	KPT_OK(add_range(vm, KPT_GFN, NPAGES));
-	KPT_EQ(vm_get_stat(vm, remote_tlb_flush_requests) - flushes, 1);
+	/*
+	 * All of it is mapped writable now.  One flush, or one more for each time
+	 * that somebody else wanted the processor: not every time.
+	 */
+	for (i = 0; i < 20; i++) {
+		flushes = vm_get_stat(vm, remote_tlb_flush_requests);
+		KPT_OK(add_range(vm, KPT_GFN, NPAGES));
+		flushes = vm_get_stat(vm, remote_tlb_flush_requests) - flushes;
+		TEST_ASSERT(flushes && flushes <= NPAGES / 64 + 1, "%lu flushes", flushes);
+		if (flushes == 1)
+			break;
+		KPT_OK(remove_range(vm, KPT_GFN, NPAGES));
+		KPT_EQ(sweep(vcpu, id), 0);
+	}
+	KPT_EQ(flushes, 1);
 	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).slot_sum, NPAGES);
 	KPT_EQ(kpt_count(vm, KPT_GFN), 1);
 	KPT_EQ(kpt_count(vm, KPT_GFN + NPAGES - 1), 1);

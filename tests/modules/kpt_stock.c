@@ -61,7 +61,8 @@ static int kpt_api_register(u32 type, struct kvm *kvm, struct kpt_node *node)
 
 	/*
 	 * C walks the memslots under slots_arch_lock alone.  That is enough, but
-	 * not for lockdep.
+	 * not for lockdep.  (Our header wants no kvm->srcu section around the call,
+	 * which does no harm: nothing in it waits for one.)
 	 */
 	idx = kvm ? srcu_read_lock(&kvm->srcu) : 0;
 	r = kvm_page_track_register_notifier(kvm, node ? &node->tracker : NULL);
