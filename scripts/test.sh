@@ -31,7 +31,7 @@ set -euo pipefail
 
 cd "$KPT_TOP"
 start=$SECONDS
-machines=(linux-guest nested shadow upstream-nested upstream-shadow)
+machines=(linux-guest nested shadow linux-guest-nested upstream-nested upstream-shadow)
 if [ -n "${VM:-}" ]; then
 	read -ra machines <<<"$VM"
 elif [ -n "${T:-}" ]; then
