@@ -10,9 +10,9 @@
 //! ```
 //!
 //! [`owners`] knows which counts are not KVM's, [`vm`] what belongs to which VM. The edges to C are
-//! [`kvm`], [`notifier_list`], [`inline_load`], [`xa`], [`guard`], [`module_pin`], [`ftrace`], [`kvm_symbols`],
-//! [`kvm_functions`], [`mmu_hooks`], [`debugfs`] and [`abi`]; of the rest only [`vm`] and
-//! [`notifier`] say `unsafe`, where a reference is taken across a function.
+//! [`kvm`], [`notifier_list`], [`inline_load`], [`xa`], [`guard`], [`module_pin`], [`ftrace`],
+//! [`kvm_symbols`], [`kvm_functions`], [`mmu_hooks`], [`debugfs`] and [`abi`]; of the rest only [`vm`]
+//! and [`notifier`] say `unsafe`, where a reference is taken across a function.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
