@@ -117,18 +117,19 @@ pub(crate) fn drain() {
     if PINNED.lock().is_empty() && !vm::any_client() {
         return;
     }
-    let wait = |f: fn(&Kvm, &Vm)| {
-        vm::for_each(|kvm, vm| {
-            f(kvm, vm);
-            Ok(())
-        })
-        // The closure does not fail.
-        .ok()
-    };
-    wait(|kvm, _| KvmNotifiers::of(kvm).synchronize());
+    // The closures do not fail.
+    vm::for_each(|kvm, _| {
+        KvmNotifiers::of(kvm).synchronize();
+        Ok(())
+    })
+    .ok();
     // Who has left the one list and not yet entered the other does not sleep.
     guard::synchronize_tasks();
-    wait(|_, vm| vm.clients.synchronize());
+    vm::for_each(|_, vm| {
+        vm.clients.synchronize();
+        Ok(())
+    })
+    .ok();
 }
 
 /// Frees the memory of the list, at module exit.

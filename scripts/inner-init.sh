@@ -11,6 +11,7 @@ echo "inner: user space, Linux $(uname -r)"
 while :; do
 	sh /inner-work.sh | sed 's/^/inner: /'
 	# the first line may be a broken one
+	# shellcheck disable=SC3045 # busybox has it
 	while read -r -t 2 line; do
 		[ "$line" != enough ] || break 2
 	done </dev/console

@@ -21,6 +21,7 @@ if [ "$1" = --patterns ]; then
 	patterns
 	exit 0
 fi
+# shellcheck disable=SC2016 # for awk
 theirs='
 /BUG: KCSAN: data-race in / && (/ \/ / || !/\[kvm/) { title = $0; ours = /page_track/; next }
 /page_track/ { ours = 1 }
