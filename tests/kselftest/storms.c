@@ -204,7 +204,8 @@ static void *page_storm(void *arg)
 	static const u32 ops[] = {
 		KPT_OP_ADD_PAGE, KPT_OP_REMOVE_PAGE, KPT_OP_SLOT_ADD,
 		KPT_OP_SLOT_REMOVE, KPT_OP_WRITE_ADD, KPT_OP_WRITE_REMOVE,
-		KPT_OP_PREPARE, KPT_OP_ADD_PAGE,
+		KPT_OP_PREPARE, KPT_OP_ADD_PAGE, KPT_OP_ADD_RANGE,
+		KPT_OP_REMOVE_RANGE,
 	};
 	u64 seed = 99 + (long)arg, n, gfn;
 	u32 op;
@@ -215,7 +216,9 @@ static void *page_storm(void *arg)
 		n = rnd(&seed, STORM_PAGES);
 		gfn = STORM_GFN + n;
 		r = call_fd(kpt_dev, op, vm->fd, gfn,
-			    op == KPT_OP_PREPARE ? STORM_PAGES - n : 1);
+			    op == KPT_OP_PREPARE || op == KPT_OP_ADD_RANGE ?
+			    STORM_PAGES - n :
+			    op == KPT_OP_REMOVE_RANGE ? 1 + n % 9 : 1);
 		switch (r) {
 		case 0:
 			break;
@@ -225,7 +228,8 @@ static void *page_storm(void *arg)
 			break;
 		case -ENOENT:
 			if (op == KPT_OP_REMOVE_PAGE || op == KPT_OP_SLOT_REMOVE ||
-			    op == KPT_OP_WRITE_REMOVE)
+			    op == KPT_OP_WRITE_REMOVE ||
+			    op == KPT_OP_REMOVE_RANGE)
 				break;
 			TEST_FAIL("op %u: %d", op, r);
 		case -ENOMEM:
