@@ -93,7 +93,8 @@ static void first_add_under_flag_changes(void)
 	static u64 from[SLOTS], to[SLOTS];
 	pthread_t runner, toggler;
 	volatile u64 *mem;
-	u64 inside = 0, v;
+	/* longer on slow kernels */
+	u64 inside = 0, v, pause = kpt_env("KPT_SECONDS", 2) * 500;
 	int i, k, id;
 
 	vm = __vm_create_with_one_vcpu(&vcpu, 64, guest_code);
@@ -112,11 +113,11 @@ static void first_add_under_flag_changes(void)
 
 	for (i = 0; i < SLOTS; i++) {
 		toggled_slot = i;
-		usleep(3000);
+		usleep(3 * pause);
 		mem = addr_gpa2hva(vm, SLOT_GPA(i));
 		KPT_OK(kpt_add(vm, SLOT_GPA(i) >> 12));
 		from[i] = *mem;
-		usleep(12000);
+		usleep(12 * pause);
 		v = *mem;
 		to[i] = v > from[i] ? v - 1 : v;
 		KPT_OK(kpt_remove(vm, SLOT_GPA(i) >> 12));
