@@ -62,7 +62,9 @@ static void finish(pthread_t thread)
 static void under_a_running_vcpu(void)
 {
 	u64 cycles = kpt_env("KPT_CYCLES", 5), at_attach, at_detach, in_both = 0, i;
-	struct kvm_vm *writer = kpt_writer_start(kpt_dev, KPT_NOTIFIER, 200);
+	/* over many cycles fewer events: all of them are kept until they are read */
+	struct kvm_vm *writer = kpt_writer_start(kpt_dev, KPT_NOTIFIER,
+						 cycles > 20 ? 2000 : 200);
 
 	for (i = 0; i < cycles; i++) {
 		at_attach = kpt_writer_heard();
