@@ -11,7 +11,7 @@ use crate::bindings;
 use kernel::prelude::*;
 use kernel::types::Opaque;
 
-/// An XArray of numbers. Bit 63 of a number must equal bit 62: true for kernel addresses.
+/// An XArray of addresses. Bit 63 of one must equal bit 62: true for kernel addresses.
 pub(crate) struct Xa {
     inner: Opaque<bindings::xarray>,
 }
