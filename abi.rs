@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The C ABI: what `include/kvm_page_track.h` declares and `exports.c` exports.
+//! The C ABI: what `include/kvm_page_track.h` declares and `exports.c` exports; and, at the end, the
+//! bodies of upstream's functions, which are KVM's or ours ([`crate::provider`]).
 //!
 //! Checks pointers and the mode, makes views of them, and turns errors into numbers.
 
 use crate::bindings;
+use crate::guard;
 use crate::kvm::{Gfn, Kvm, Memslot};
-use crate::notifier_list::Client;
+use crate::notifier_list::{Client, Node};
+use crate::provider::RawNode;
 use crate::{notifier, tracker};
 use core::ptr::NonNull;
 use kernel::error::from_result;
@@ -14,7 +17,7 @@ use kernel::ffi::{c_int, c_uint, c_ulong};
 use kernel::prelude::*;
 
 /// `KVM_PAGE_TRACK_WRITE`.
-pub(crate) const WRITE: c_uint = bindings::kvm_page_track_mode_KVM_PAGE_TRACK_WRITE;
+const WRITE: c_uint = bindings::kvm_page_track_mode_KVM_PAGE_TRACK_WRITE;
 
 const _: () = assert!(bindings::KVM_PAGE_TRACK_MAX_USERS == crate::owners::MAX_USERS as c_uint);
 
@@ -38,7 +41,7 @@ unsafe fn check<'a>(kvm: *mut bindings::kvm, mode: c_uint) -> Result<&'a Kvm> {
 ///
 /// `kvm` is NULL or a VM that the caller keeps alive.
 #[no_mangle]
-pub(crate) unsafe extern "C" fn kvm_page_track_add_page(
+unsafe extern "C" fn kvm_page_track_add_page(
     kvm: *mut bindings::kvm,
     gfn: Gfn,
     mode: c_uint,
@@ -56,7 +59,7 @@ pub(crate) unsafe extern "C" fn kvm_page_track_add_page(
 ///
 /// As [`kvm_page_track_add_page`].
 #[no_mangle]
-pub(crate) unsafe extern "C" fn kvm_page_track_remove_page(
+unsafe extern "C" fn kvm_page_track_remove_page(
     kvm: *mut bindings::kvm,
     gfn: Gfn,
     mode: c_uint,
@@ -201,6 +204,61 @@ unsafe extern "C" fn kvm_page_track_unregister_client(
         // SAFETY: The caller's promise.
         let (kvm, client) = unsafe { (Kvm::from_ptr(kvm), Client::from_ptr(client)) };
         notifier::unregister_client(kvm, client);
+    }
+}
+
+/// `kvm_write_track_add_gfn()`: upstream's name of [`kvm_page_track_add_page`]. What may sleep in it
+/// takes the guard itself.
+///
+/// # Safety
+///
+/// `kvm` is NULL or a VM that the caller keeps alive.
+pub(crate) unsafe extern "C" fn write_track_add_gfn(kvm: *mut bindings::kvm, gfn: Gfn) -> c_int {
+    let _guard = guard::enter_if_locks_sleep();
+    // SAFETY: The caller's promise.
+    unsafe { kvm_page_track_add_page(kvm, gfn, WRITE) }
+}
+
+/// `kvm_write_track_remove_gfn()`: upstream's name of [`kvm_page_track_remove_page`].
+///
+/// # Safety
+///
+/// As [`write_track_add_gfn`].
+pub(crate) unsafe extern "C" fn write_track_remove_gfn(kvm: *mut bindings::kvm, gfn: Gfn) -> c_int {
+    let _guard = guard::enter_if_locks_sleep();
+    // SAFETY: The caller's promise.
+    unsafe { kvm_page_track_remove_page(kvm, gfn, WRITE) }
+}
+
+/// `kvm_page_track_register_notifier()`.
+///
+/// # Safety
+///
+/// As [`write_track_add_gfn`]; `node` is NULL or a notifier that stays valid until it is unregistered.
+pub(crate) unsafe extern "C" fn register_notifier(
+    kvm: *mut bindings::kvm,
+    node: *mut RawNode,
+) -> c_int {
+    let _guard = guard::enter();
+    from_result(|| {
+        let node = NonNull::new(node).ok_or(EINVAL)?;
+        // SAFETY: The caller's promise.
+        let (kvm, node) = unsafe { (check(kvm, WRITE)?, Node::from_ptr(node)) };
+        notifier::register(kvm, node).map(|()| 0)
+    })
+}
+
+/// `kvm_page_track_unregister_notifier()`.
+///
+/// # Safety
+///
+/// As [`register_notifier`].
+pub(crate) unsafe extern "C" fn unregister_notifier(kvm: *mut bindings::kvm, node: *mut RawNode) {
+    let _guard = guard::enter();
+    if let (Some(kvm), Some(node)) = (NonNull::new(kvm), NonNull::new(node)) {
+        // SAFETY: The caller's promise.
+        let (kvm, node) = unsafe { (Kvm::from_ptr(kvm), Node::from_ptr(node)) };
+        notifier::unregister(kvm, node);
     }
 }
 

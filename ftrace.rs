@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Replacing functions of another module by direct jumps of ftrace.
+//! Hooking functions of another module by direct jumps and calls of ftrace.
 //!
-//! The first instruction of the function becomes a jump to ours, which takes its arguments and
-//! returns to its caller. Function and graph tracers, kprobes and kretprobes on the same function
-//! go on working; a livepatch or another direct user excludes us, and we it (`EBUSY`).
+//! To replace a function its first instruction becomes a jump to ours, which takes its arguments and
+//! returns to its caller. To run before a function it becomes a call of a stub, which keeps the
+//! arguments and returns into the function. Function and graph tracers, kprobes and kretprobes on
+//! the same function go on working; a livepatch or another direct user excludes us, and we it
+//! (`EBUSY`).
 //!
-//! C source: `kernel/trace/ftrace.c`, `include/linux/ftrace.h` (`ftrace_jmp_set()`).
+//! C source: `kernel/trace/ftrace.c`, `include/linux/ftrace.h` (`ftrace_jmp_set()`),
+//! `samples/ftrace/ftrace-direct.c`.
 
 use crate::bindings;
 use crate::kvm_symbols::Symbol;
@@ -18,35 +21,56 @@ use kernel::types::Opaque;
 /// Tells ftrace to jump instead of to call.
 const JMP: usize = 1;
 
-/// The jump from one function to its replacement.
+/// The jump or call from one function to ours.
 ///
 /// # Invariants
 ///
-/// `ops` is used by ftrace from a successful [`Jump::attach`] to a successful [`Jump::detach`].
-pub(crate) struct Jump {
+/// `ops` is used by ftrace from a successful [`Hook::attach`] to a successful [`Hook::detach`].
+pub(crate) struct Hook {
     symbol: Symbol,
-    replacement: *const (),
+    ours: *const (),
+    /// [`JMP`] for a jump, 0 for a call.
+    tag: usize,
     ops: Opaque<bindings::ftrace_ops>,
     /// Where the function is; 0 if not attached.
     address: Atomic<usize>,
-    /// Where the jump leads, while attached.
+    /// Where it leads, while attached.
     target: Atomic<usize>,
 }
 
-// SAFETY: `ops` has locks of its own in ftrace; `replacement` is the address of a function.
-unsafe impl Sync for Jump {}
+// SAFETY: `ops` has locks of its own in ftrace; `ours` is the address of a function.
+unsafe impl Sync for Hook {}
 
-impl Jump {
+impl Hook {
     /// A jump from `symbol` to `replacement`, not attached.
     ///
     /// # Safety
     ///
     /// `replacement` is a function of the "C" ABI with the prototype of `symbol`, and keeps its
     /// contract.
-    pub(crate) const unsafe fn new(symbol: Symbol, replacement: *const ()) -> Self {
+    pub(crate) const unsafe fn replace(symbol: Symbol, replacement: *const ()) -> Self {
+        // SAFETY: The caller's promise.
+        unsafe { Self::new(symbol, replacement, JMP) }
+    }
+
+    /// A call of `stub` at the beginning of `symbol`, not attached.
+    ///
+    /// # Safety
+    ///
+    /// `stub` is no ordinary function: it keeps the registers that carry the arguments of `symbol`,
+    /// and returns to where it was called from.
+    #[allow(dead_code)] // only where KVM does not track for others
+    pub(crate) const unsafe fn before(symbol: Symbol, stub: *const ()) -> Self {
+        // SAFETY: The caller's promise.
+        unsafe { Self::new(symbol, stub, 0) }
+    }
+
+    /// As [`Hook::replace`] or [`Hook::before`], as the tag says.
+    const unsafe fn new(symbol: Symbol, ours: *const (), tag: usize) -> Self {
         Self {
             symbol,
-            replacement,
+            ours,
+            tag,
             // SAFETY: All zeroes is how C declares an `ftrace_ops` that ftrace will set up.
             ops: Opaque::new(unsafe { core::mem::zeroed() }),
             address: Atomic::new(0),
@@ -54,27 +78,32 @@ impl Jump {
         }
     }
 
-    /// The function that is replaced.
+    /// The function that is hooked.
     pub(crate) fn symbol(&self) -> Symbol {
         self.symbol
     }
 
-    /// The address of the replacement.
-    pub(crate) fn replacement(&self) -> usize {
-        self.replacement as usize
+    /// The address of what it leads to.
+    pub(crate) fn ours(&self) -> usize {
+        self.ours as usize
     }
 
-    /// Where the jump is to lead: past the ENDBR of the replacement, which only an indirect jump needs.
+    /// Whether the function is replaced: jumps, and does not call.
+    pub(crate) fn replaces(&self) -> bool {
+        self.tag == JMP
+    }
+
+    /// Where it is to lead: past the ENDBR of our function, which only an indirect branch needs.
     fn past_endbr(&self) -> usize {
         const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
-        let entry = self.replacement.cast::<[u8; 4]>();
-        // SAFETY: The replacement is a function of ours, and no function is shorter: what follows
-        // in the text section may be read in any case.
+        let entry = self.ours.cast::<[u8; 4]>();
+        // SAFETY: It is a function of ours, and no function is shorter: what follows in the text
+        // section may be read in any case.
         let begins_with = unsafe { entry.read_unaligned() };
-        self.replacement() + if begins_with == ENDBR64 { 4 } else { 0 }
+        self.ours() + if begins_with == ENDBR64 { 4 } else { 0 }
     }
 
-    /// Where it is, if the jump is attached.
+    /// Where the hooked function is, if it is.
     pub(crate) fn attached_at(&self) -> Option<usize> {
         match self.address.load(Relaxed) {
             0 => None,
@@ -82,11 +111,11 @@ impl Jump {
         }
     }
 
-    /// Attaches the jump at the function's address. Sleeps.
+    /// Attaches the hook at the function's address. Sleeps.
     ///
     /// # Safety
     ///
-    /// `address` is that of the function the jump was made for.
+    /// `address` is that of the function the hook was made for.
     ///
     /// # Errors
     ///
@@ -101,9 +130,9 @@ impl Jump {
         // SAFETY: `ops` is static, and not registered by the type invariant.
         let result = to_result(unsafe { bindings::ftrace_set_filter_ip(ops, address, 0, 0) })
             .and_then(|()| {
-                // SAFETY: As above. The target is a replacement by the contract of `new`, and its
-                // text stays until after `detach` and the drain of the guard.
-                to_result(unsafe { bindings::register_ftrace_direct(ops, target | JMP) })
+                // SAFETY: As above. The target is what the tag says by the contracts of `replace` and
+                // `before`, and its text stays until after `detach` and the drain of the guard.
+                to_result(unsafe { bindings::register_ftrace_direct(ops, target | self.tag) })
             });
         match result {
             // INVARIANT: ftrace uses `ops` from here on.
@@ -117,11 +146,11 @@ impl Jump {
         result
     }
 
-    /// Detaches the jump. Waits for a grace period of Tasks RCU: takes 0.1 s and more.
+    /// Detaches the hook. Waits for a grace period of Tasks RCU: takes 0.1 s and more.
     ///
     /// # Errors
     ///
-    /// If ftrace has disabled itself the jump stays, and with it our text must.
+    /// If ftrace has disabled itself the hook stays, and with it our text must.
     pub(crate) fn detach(&'static self) -> Result {
         if self.attached_at().is_none() {
             return Ok(());
@@ -129,7 +158,7 @@ impl Jump {
         let target = self.target.load(Relaxed);
         // SAFETY: Attached with the same arguments.
         to_result(unsafe {
-            bindings::unregister_ftrace_direct(self.ops.get(), target | JMP, true)
+            bindings::unregister_ftrace_direct(self.ops.get(), target | self.tag, true)
         })?;
         // INVARIANT: ftrace has let go of `ops`.
         self.address.store(0, Relaxed);

@@ -65,6 +65,14 @@ bool kpt_hlist_linked(const struct hlist_node *n);
 void kpt_xa_init(struct xarray *xa);
 int kpt_xa_insert(struct xarray *xa, unsigned long index, void *entry);
 
+/*
+ * Rust for C: called by kvm_without_tracking.c, which is only built where KVM
+ * does not track for other modules.
+ */
+void kpt_vm_dies(struct kvm *kvm);
+void kpt_write_emulated(struct kvm *kvm, gpa_t gpa, const u8 *new, int bytes);
+void kpt_slot_deleted(struct kvm *kvm, struct kvm_memory_slot *slot);
+
 void kpt_sleep_idle(void);
 void kpt_cond_resched(void);
 

@@ -130,36 +130,6 @@ impl Kvm {
         unsafe { bindings::kpt_write_tracking_enabled(self.as_ptr()) }
     }
 
-    /// Whether C's tracker has been enabled for external users of this VM.
-    #[inline(always)]
-    pub(crate) fn c_external_enabled(&self) -> bool {
-        // SAFETY: By the type invariant; C reads and writes the flag with acquire and release.
-        unsafe {
-            read_once(addr_of!(
-                (*self.as_ptr()).arch.external_write_tracking_enabled
-            ))
-        }
-    }
-
-    /// Tells C that external users track this VM and every memslot has its counters.
-    pub(crate) fn set_c_external_enabled(&self, _: &SlotsArchLocked<'_>) {
-        // SAFETY: By the type invariant; C reads and writes the flag with acquire and release, and
-        // writes it under `slots_arch_lock` only.
-        unsafe {
-            atomic_store(
-                addr_of_mut!((*self.as_ptr()).arch.external_write_tracking_enabled),
-                true,
-                Release,
-            );
-        }
-    }
-
-    /// KVM's own list of notifiers.
-    pub(crate) fn notifier_head(&self) -> *mut bindings::kvm_page_track_notifier_head {
-        // SAFETY: By the type invariant; only the address is taken.
-        unsafe { addr_of_mut!((*self.as_ptr()).arch.track_notifier_head) }
-    }
-
     /// Number of address spaces: 2 where the VM can have system management mode.
     pub(crate) fn address_spaces(&self) -> u16 {
         // SAFETY: By the type invariant. The C result is 1 or 2.

@@ -10,7 +10,7 @@
 
 use crate::guard;
 use crate::kvm::{self, Counters, Gfn, Kvm, Memslot, MmuWrite, NewSlot, Page, Slots};
-use crate::{notifier, owners, vm};
+use crate::{notifier, owners, provider, vm};
 use kernel::prelude::*;
 
 /// Whether guest writes to a page are tracked (`kvm_gfn_is_write_tracked()`).
@@ -89,9 +89,21 @@ pub(crate) fn ensure_counters(kvm: &Kvm, gfn: Gfn) -> Result {
 /// # Errors
 ///
 /// `EINVAL` if somebody cannot follow a move, `ENOMEM`. KVM makes `ENOMEM` of either.
+#[inline(always)]
 pub(crate) fn created(new: &NewSlot<'_>) -> Result {
-    let moved_from = new.moved_from();
     let needs_counters = new.kvm().c_consults_counters();
+    // Where nobody has tracked for other modules, nothing can have to be carried over.
+    let may_carry = vm::find(new.kvm()).is_some() || provider::enabled_by_c(new.kvm());
+    if needs_counters || may_carry {
+        created_with_counters(new, needs_counters, may_carry)
+    } else {
+        Ok(())
+    }
+}
+
+#[inline(never)]
+fn created_with_counters(new: &NewSlot<'_>, needs_counters: bool, may_carry: bool) -> Result {
+    let moved_from = may_carry.then(|| new.moved_from()).flatten();
     if moved_from.is_none() && !needs_counters {
         return Ok(());
     }
@@ -244,17 +256,18 @@ pub(crate) fn counter_bytes(kvm: &Kvm) -> u64 {
     bytes
 }
 
-/// Hands a VM with live notifiers over to C: C must consult the counters from now on. Sleeps.
+/// Gives counters to every memslot of a VM, and then calls `f` before memslots change. Sleeps.
 ///
 /// # Errors
 ///
 /// `ENOMEM`.
-pub(crate) fn hand_over(kvm: &Kvm) -> Result {
+#[allow(dead_code)] // where there is no C tracker to hand over to
+pub(crate) fn give_counters_to_all(kvm: &Kvm, f: impl FnOnce()) -> Result {
     let section = kvm.read_slots();
     let locked = section.slots().lock_arch();
     section
         .slots()
         .for_each(|slot| locked.alloc_counters(slot))?;
-    kvm.set_c_external_enabled(&locked);
+    f();
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 //! Notifiers and clients: who is told of guest writes, deleted memslots and moved memslots.
 //!
-//! Upstream's notifiers go into KVM's own list, so that C serves them before insmod and after rmmod;
-//! clients, which can follow a moved memslot, go into ours. One dispatch serves both.
+//! Upstream's notifiers go where the provider has them ([`crate::provider`]): into KVM's own list, if
+//! it has one. Clients, which can follow a moved memslot, go into ours. One dispatch serves both.
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`.
 
@@ -11,7 +11,8 @@ use crate::guard;
 use crate::kvm::{gpa_to_gfn, Kvm, Memslot, Slots};
 use crate::memslot;
 use crate::module_pin::ModulePin;
-use crate::notifier_list::{Client, KvmNotifiers, Node, Written};
+use crate::notifier_list::{Client, Node, Written};
+use crate::provider::{self, Notifiers};
 use crate::vm::{self, Vm};
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
@@ -60,13 +61,16 @@ fn check(kvm: &Kvm) -> Result {
 pub(crate) fn register(kvm: &Kvm, node: &Node) -> Result {
     check(kvm)?;
     let pin = ModulePin::get()?;
-    vm::find_or_create(kvm)?;
+    vm::find_or_create(kvm)?.open_notifiers()?;
     let mut pinned = PINNED.lock();
     pinned.reserve(1, GFP_KERNEL)?;
     // Upstream does not ask for a zeroed node, so its link says nothing about other lists.
-    if pinned.iter().any(|entry| entry.node == node.address())
-        || !KvmNotifiers::of(kvm).insert(node, &kvm.lock_mmu())
-    {
+    if pinned.iter().any(|entry| entry.node == node.address()) {
+        return Err(EEXIST);
+    }
+    // SAFETY: The node is in no list of those who registered through us. If C has it in the list of
+    // another VM, since before insmod, its owner has broken upstream's contract then.
+    if !unsafe { Notifiers::of(kvm).insert(node, &kvm.lock_mmu()) } {
         return Err(EEXIST);
     }
     pinned.push_within_capacity(Pinned {
@@ -83,7 +87,7 @@ pub(crate) fn register(kvm: &Kvm, node: &Node) -> Result {
 /// When it returns no callback of it runs. Sleeps; not to be called from a callback. A notifier that
 /// is not registered is ignored.
 pub(crate) fn unregister(kvm: &Kvm, node: &Node) {
-    let notifiers = KvmNotifiers::of(kvm);
+    let notifiers = Notifiers::of(kvm);
     // What C registered before insmod has no pin of ours, but a reference to the VM all the same.
     let mut pin = None;
     {
@@ -119,7 +123,7 @@ pub(crate) fn drain() {
     }
     // The closures do not fail.
     vm::for_each(|kvm, _| {
-        KvmNotifiers::of(kvm).synchronize();
+        Notifiers::of(kvm).synchronize();
         Ok(())
     })
     .ok();
@@ -145,7 +149,7 @@ pub(crate) fn hand_over_all() {
                 "unloaded by force while a notifier of the VM of process {} is registered\n",
                 kvm.userspace_pid()
             );
-            if memslot::hand_over(kvm).is_err() {
+            if provider::hand_over(kvm).is_err() {
                 pr_err!("no memory for its counters: do not add or remove its pages\n");
             }
         }
@@ -164,9 +168,15 @@ pub(crate) fn register_client(kvm: &Kvm, client: &Client) -> Result {
     check(kvm)?;
     let pin = ModulePin::get()?;
     let vm = vm::find_or_create(kvm)?;
+    vm.open_clients()?;
     // Before the client can be found, hence unregistered.
     kvm.get();
-    if !vm.clients.insert(client, &kvm.lock_mmu()) {
+    let mmu = kvm.lock_mmu();
+    // SAFETY: As has just been asked; another VM's lock does not keep it from being registered there
+    // meanwhile, its owner does.
+    let inserted = !client.is_linked(&mmu) && unsafe { vm.clients.insert(client, &mmu) };
+    drop(mmu);
+    if !inserted {
         // SAFETY: The reference just taken; the caller has another.
         unsafe { kvm.put() };
         return Err(EEXIST);
@@ -195,7 +205,7 @@ pub(crate) fn unregister_client(kvm: &Kvm, client: &Client) {
 /// Whether an event may be of interest to somebody. A hint without `mmu_lock`.
 #[inline(always)]
 pub(crate) fn anybody_listens(kvm: &Kvm) -> bool {
-    !KvmNotifiers::of(kvm).is_empty() || vm::any_client()
+    !Notifiers::of(kvm).is_empty() || vm::any_client()
 }
 
 /// Tells notifiers and clients of a guest write that was emulated (`__kvm_page_track_write()`).
@@ -212,7 +222,7 @@ pub(crate) fn write_emulated(slots: Slots<'_>, written: &Written) {
     // Callbacks of who was registered through us need no guard: who is registered pins the module,
     // and `drain` waits for the rest. What C registered before insmod pins nothing, but has made C
     // enable its tracker.
-    let guard = if kvm.c_external_enabled() {
+    let guard = if provider::enabled_by_c(kvm) {
         Some(guard::enter())
     } else {
         guard::enter_if_locks_sleep()
@@ -220,13 +230,11 @@ pub(crate) fn write_emulated(slots: Slots<'_>, written: &Written) {
     if !memslot::has_external(kvm, counters, gfn) {
         return;
     }
-    let notifiers = KvmNotifiers::of(kvm);
+    let notifiers = Notifiers::of(kvm);
     let mut told = false;
     if !notifiers.is_empty() {
-        notifiers.for_each(|node| {
-            node.track_write(written);
-            told = true;
-        });
+        notifiers.track_write(written);
+        told = true;
     }
     let vm = if guard.is_some() {
         // A VM that C enabled before insmod has no entry yet. Making one sleeps.
@@ -236,10 +244,8 @@ pub(crate) fn write_emulated(slots: Slots<'_>, written: &Written) {
     };
     let Some(vm) = vm else { return };
     if !vm.clients.is_empty() {
-        vm.clients.read().for_each(|client| {
-            client.node().track_write(written);
-            told = true;
-        });
+        vm.clients.track_write(written);
+        told = true;
     }
     if told {
         vm.events.add(1, Relaxed);
@@ -249,7 +255,7 @@ pub(crate) fn write_emulated(slots: Slots<'_>, written: &Written) {
 /// Tells notifiers and clients that a memslot was deleted (`kvm_page_track_delete_slot()`). Called
 /// with `slots_lock` held; may sleep.
 pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
-    let notifiers = KvmNotifiers::of(kvm);
+    let notifiers = Notifiers::of(kvm);
     if !anybody_listens(kvm) {
         return;
     }
@@ -260,7 +266,6 @@ pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
         // Counts are in address space 0; what happens in the other is of no interest to clients,
         // though upstream's notifiers are told.
         vm.clients
-            .read()
             .for_each(|client| client.node().track_remove_region(base, npages));
     }
 }
@@ -269,10 +274,8 @@ pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
 ///
 /// KVM itself refuses moves while its own list is not empty.
 pub(crate) fn all_follow_moves(kvm: &Kvm, vm: &Vm) -> bool {
-    let mut all = KvmNotifiers::of(kvm).is_empty();
-    vm.clients
-        .read()
-        .for_each(|client| all &= client.follows_moves());
+    let mut all = Notifiers::of(kvm).is_empty();
+    vm.clients.for_each(|client| all &= client.follows_moves());
     all
 }
 
@@ -284,7 +287,7 @@ pub(crate) fn region_moved(vm: &Vm, old: &Memslot, new: &Memslot) {
         return;
     }
     vm.enter_move_callbacks();
-    vm.clients.read().for_each(|client| {
+    vm.clients.for_each(|client| {
         client.track_move_region(old.base_gfn(), new.base_gfn(), old.npages());
     });
     vm.leave_move_callbacks();
@@ -293,7 +296,7 @@ pub(crate) fn region_moved(vm: &Vm, old: &Memslot, new: &Memslot) {
 /// Number of notifiers and clients of a VM.
 pub(crate) fn count(kvm: &Kvm, vm: &Vm) -> usize {
     let mut n = 0;
-    KvmNotifiers::of(kvm).for_each(|_| n += 1);
-    vm.clients.read().for_each(|_| n += 1);
+    Notifiers::of(kvm).for_each(|_| n += 1);
+    vm.clients.for_each(|_| n += 1);
     n
 }

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Lists of notifiers, shared with C and walked under SRCU.
+//! Lists of notifiers, walked under SRCU.
 //!
-//! Two lists have the same form: KVM's own (`kvm->arch.track_notifier_head`, so that C serves its
-//! nodes before insmod and after rmmod) and ours of clients that can follow a moved memslot. Both
-//! are written under `mmu_lock` held for write.
+//! Two lists have the same form: KVM's own, if it has one ([`crate::provider`]), which is shared with
+//! C, and ours. Both are written under `mmu_lock` held for write.
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `include/linux/rculist.h`.
 
 use crate::bindings;
-use crate::kvm::{Gfn, Gpa, Kvm, MmuWrite};
+use crate::kvm::{Gfn, Gpa, MmuWrite};
+use crate::provider::RawNode;
+use core::marker::PhantomData;
 use core::ptr::{addr_of, addr_of_mut, NonNull};
 use kernel::new_srcu;
 use kernel::prelude::*;
-use kernel::sync::{srcu, Srcu};
+use kernel::sync::{SetOnce, Srcu};
 use kernel::types::Opaque;
 
 /// Upstream's notifier (`struct kvm_page_track_notifier_node`), owned by another module.
@@ -23,7 +24,7 @@ use kernel::types::Opaque;
 /// Valid, and its callbacks are callable, from before it is registered until after it is
 /// unregistered: the contract of the C API.
 #[repr(transparent)]
-pub(crate) struct Node(Opaque<bindings::kvm_page_track_notifier_node>);
+pub(crate) struct Node(Opaque<RawNode>);
 
 /// A notifier that can follow a moved memslot (`struct kvm_page_track_client`).
 ///
@@ -67,9 +68,7 @@ impl Node {
     /// # Safety
     ///
     /// The type invariant holds as long as `'a`.
-    pub(crate) unsafe fn from_ptr<'a>(
-        ptr: NonNull<bindings::kvm_page_track_notifier_node>,
-    ) -> &'a Self {
+    pub(crate) unsafe fn from_ptr<'a>(ptr: NonNull<RawNode>) -> &'a Self {
         // SAFETY: Transparent; the rest is the caller's promise.
         unsafe { ptr.cast().as_ref() }
     }
@@ -85,8 +84,8 @@ impl Node {
     }
 
     /// Tells the notifier of a guest write.
-    #[inline(never)] // scripts/check-indirect-calls.sh knows it by name
-    pub(crate) fn track_write(&self, written: &Written) {
+    #[inline(always)]
+    fn track_write(&self, written: &Written) {
         // SAFETY: By the type invariants of `Node` and `Written`; the pointer is constant while the
         // node is registered.
         unsafe {
@@ -127,12 +126,11 @@ impl Client {
         unsafe { Node::from_ptr(NonNull::new_unchecked(addr_of_mut!((*self.0.get()).node))) }
     }
 
-    /// The client that a node of a list of clients is in.
-    fn of(node: &Node) -> &Self {
-        const _: () = assert!(core::mem::offset_of!(bindings::kvm_page_track_client, node) == 0);
-        // SAFETY: Only `node()` of clients are put into a list of clients, and the node is their
-        // first member.
-        unsafe { &*(core::ptr::from_ref(node).cast::<Client>()) }
+    /// Whether the client is in a list, of whatever VM. Clients are zeroed before their first
+    /// registration, so their link can be trusted.
+    pub(crate) fn is_linked(&self, _: &MmuWrite<'_>) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::kpt_hlist_linked(self.node().link()) }
     }
 
     /// Whether the client can follow a moved memslot.
@@ -154,77 +152,167 @@ impl Client {
     }
 }
 
-#[inline(always)]
-fn is_empty(head: *mut bindings::hlist_head) -> bool {
-    // SAFETY: Callers pass the head of one of the two lists.
-    unsafe { addr_of!((*head).first).read_volatile().is_null() }
+/// The head of a list of nodes, ours or KVM's.
+#[derive(Clone, Copy)]
+pub(crate) struct Head<'a> {
+    head: *mut bindings::hlist_head,
+    _list: PhantomData<&'a bindings::hlist_head>,
 }
 
-/// Calls `f` for the nodes of a list until it returns false.
+impl<'a> Head<'a> {
+    /// Makes a view of a head.
+    ///
+    /// # Safety
+    ///
+    /// `head` is valid as long as `'a`, and all that is linked there is the first member of a
+    /// registered node ([`Node`]).
+    #[inline(always)]
+    pub(crate) unsafe fn new(head: *mut bindings::hlist_head) -> Self {
+        Self {
+            head,
+            _list: PhantomData,
+        }
+    }
+
+    /// Whether there is no node. A hint without `mmu_lock`.
+    #[inline(always)]
+    pub(crate) fn is_empty(self) -> bool {
+        // SAFETY: By the contract of `new`.
+        unsafe { addr_of!((*self.head).first).read_volatile().is_null() }
+    }
+
+    /// Calls `f` for the nodes until it returns false.
+    ///
+    /// # Safety
+    ///
+    /// The caller is in a read section of the list's SRCU, or holds `mmu_lock` for write.
+    #[inline(always)]
+    unsafe fn walk(self, mut f: impl FnMut(&'a Node) -> bool) {
+        // What a link points to was initialised before it was linked, and is reached through the
+        // link: the dependency orders the loads, as in rcu_dereference().
+        // SAFETY: By the contract of `new`.
+        let mut link = unsafe { addr_of!((*self.head).first).read_volatile() };
+        while let Some(ptr) = NonNull::new(link) {
+            const _: () = assert!(core::mem::offset_of!(RawNode, node) == 0);
+            // SAFETY: What is linked is the first member of a registered node, and the caller keeps
+            // nodes from being unregistered (SRCU: from being done so).
+            if !f(unsafe { Node::from_ptr(ptr.cast()) }) {
+                return;
+            }
+            // SAFETY: As above.
+            link = unsafe { addr_of!((*ptr.as_ptr()).next).read_volatile() };
+        }
+    }
+
+    /// Calls `f` for every node.
+    ///
+    /// # Safety
+    ///
+    /// The caller is in a read section of the list's SRCU.
+    pub(crate) unsafe fn for_each(self, mut f: impl FnMut(&'a Node)) {
+        // SAFETY: The caller's promise.
+        unsafe {
+            self.walk(|node| {
+                f(node);
+                true
+            });
+        }
+    }
+
+    /// Tells every notifier of a guest write.
+    ///
+    /// # Safety
+    ///
+    /// As [`Head::for_each`].
+    #[inline(never)] // scripts/check-indirect-calls.sh knows it by name
+    pub(crate) unsafe fn track_write(self, written: &Written) {
+        // SAFETY: The caller's promise.
+        unsafe {
+            self.walk(|node| {
+                node.track_write(written);
+                true
+            });
+        }
+    }
+
+    fn contains(self, node: &Node, _: &MmuWrite<'_>) -> bool {
+        let mut found = false;
+        // SAFETY: The token proves that `mmu_lock` is held for write.
+        unsafe {
+            self.walk(|n| {
+                found = n.address() == node.address();
+                !found
+            });
+        }
+        found
+    }
+
+    /// Adds a node. False if it is there already.
+    ///
+    /// # Safety
+    ///
+    /// The node is in no other list, and stays valid until [`Head::remove`] and a grace period of
+    /// the list's SRCU.
+    pub(crate) unsafe fn insert(self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
+        if self.contains(node, mmu) {
+            return false;
+        }
+        // SAFETY: The node is valid and in no list, and writers are excluded.
+        unsafe { bindings::kpt_hlist_add_head_rcu(node.link(), self.head) };
+        true
+    }
+
+    /// Takes a node out. False if it is not there.
+    pub(crate) fn remove(self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
+        if !self.contains(node, mmu) {
+            return false;
+        }
+        // SAFETY: The node is in the list, and writers are excluded.
+        unsafe { bindings::kpt_hlist_del_rcu(node.link()) };
+        true
+    }
+}
+
+/// What is linked into lists: [`Node`] itself, and what has one as its first member.
 ///
 /// # Safety
 ///
-/// The caller is in a read section of the list's SRCU, or holds `mmu_lock` for write.
-unsafe fn walk(head: *mut bindings::hlist_head, mut f: impl FnMut(&Node) -> bool) {
-    // What a link points to was initialised before it was linked, and is reached through the link:
-    // the dependency orders the loads, as in rcu_dereference().
-    // SAFETY: Callers pass the head of one of the two lists.
-    let mut link = unsafe { addr_of!((*head).first).read_volatile() };
-    while let Some(ptr) = NonNull::new(link) {
-        const _: () =
-            assert!(core::mem::offset_of!(bindings::kvm_page_track_notifier_node, node) == 0);
-        // SAFETY: What is linked is the first member of a registered node, and the caller keeps
-        // nodes from being unregistered (SRCU: from being done so).
-        if !f(unsafe { Node::from_ptr(ptr.cast()) }) {
-            return;
-        }
-        // SAFETY: As above.
-        link = unsafe { addr_of!((*ptr.as_ptr()).next).read_volatile() };
+/// `node` returns the first member.
+pub(crate) unsafe trait Linked {
+    /// The node in it.
+    fn node(&self) -> &Node;
+}
+
+// SAFETY: It is the node.
+unsafe impl Linked for Node {
+    fn node(&self) -> &Node {
+        self
     }
 }
 
-fn contains(head: *mut bindings::hlist_head, node: &Node, _: &MmuWrite<'_>) -> bool {
-    let mut found = false;
-    // SAFETY: The token proves that `mmu_lock` is held for write.
-    unsafe {
-        walk(head, |n| {
-            found = n.address() == node.address();
-            !found
-        })
-    };
-    found
-}
-
-fn insert(head: *mut bindings::hlist_head, node: &Node, mmu: &MmuWrite<'_>) -> bool {
-    if contains(head, node, mmu) {
-        return false;
+// SAFETY: As asserted.
+unsafe impl Linked for Client {
+    fn node(&self) -> &Node {
+        const _: () = assert!(core::mem::offset_of!(bindings::kvm_page_track_client, node) == 0);
+        self.node()
     }
-    // SAFETY: The node is valid and in no list, and writers are excluded.
-    unsafe { bindings::kpt_hlist_add_head_rcu(node.link(), head) };
-    true
 }
 
-fn remove(head: *mut bindings::hlist_head, node: &Node, mmu: &MmuWrite<'_>) -> bool {
-    if !contains(head, node, mmu) {
-        return false;
-    }
-    // SAFETY: The node is in the list, and writers are excluded.
-    unsafe { bindings::kpt_hlist_del_rcu(node.link()) };
-    true
-}
-
-/// Our list: the nodes in it are those of clients.
 #[pin_data]
-pub(crate) struct NotifierList {
+struct Inner {
     #[pin]
     head: Opaque<bindings::hlist_head>,
     #[pin]
     srcu: Srcu,
 }
 
-impl NotifierList {
-    /// An empty list.
-    pub(crate) fn new() -> impl PinInit<Self, Error> {
+// SAFETY: The head is read under SRCU and written under `mmu_lock`.
+unsafe impl Send for Inner {}
+// SAFETY: As above.
+unsafe impl Sync for Inner {}
+
+impl Inner {
+    fn new() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             // The first node's link points back to the head, hence the pin.
             head <- Opaque::ffi_init(|head: *mut bindings::hlist_head| {
@@ -239,125 +327,96 @@ impl NotifierList {
         })
     }
 
-    /// Whether there is no client. A hint without `mmu_lock`.
-    pub(crate) fn is_empty(&self) -> bool {
-        is_empty(self.head.get())
+    fn head(&self) -> Head<'_> {
+        // SAFETY: Part of `self`; `NotifierList::insert` links nothing else.
+        unsafe { Head::new(self.head.get()) }
     }
+}
 
-    /// Adds a client. False if it is in this list, or that of another VM, already.
-    pub(crate) fn insert(&self, client: &Client, mmu: &MmuWrite<'_>) -> bool {
-        // Clients are zeroed before their first registration, so their link can be trusted.
-        // SAFETY: The node is valid.
-        if unsafe { bindings::kpt_hlist_linked(client.node().link()) } {
-            return false;
-        }
-        insert(self.head.get(), client.node(), mmu)
-    }
+/// A list of ours. It takes no memory to speak of until it is [opened](NotifierList::open).
+///
+/// # Invariants
+///
+/// What is linked is a `T`.
+pub(crate) struct NotifierList<T> {
+    inner: SetOnce<Pin<KBox<Inner>>>,
+    _nodes: PhantomData<fn(&T)>,
+}
 
-    /// Takes a client out. False if it is not there.
-    pub(crate) fn remove(&self, client: &Client, mmu: &MmuWrite<'_>) -> bool {
-        remove(self.head.get(), client.node(), mmu)
-    }
-
-    /// Enters a read section. It may sleep.
-    pub(crate) fn read(&self) -> ClientsRead<'_> {
-        ClientsRead {
-            list: self,
-            _section: self.srcu.read_lock(),
+impl<T: Linked> NotifierList<T> {
+    /// An empty list.
+    pub(crate) const fn new() -> Self {
+        Self {
+            inner: SetOnce::new(),
+            _nodes: PhantomData,
         }
     }
 
-    /// Waits for the read sections that are open. Sleeps.
-    pub(crate) fn synchronize(&self) {
-        self.srcu.synchronize();
-    }
-}
-
-/// A read section of our list.
-pub(crate) struct ClientsRead<'a> {
-    list: &'a NotifierList,
-    _section: srcu::Guard<'a>,
-}
-
-impl ClientsRead<'_> {
-    /// Calls `f` for every client.
-    pub(crate) fn for_each(&self, mut f: impl FnMut(&Client)) {
-        // SAFETY: `self` is the read section.
-        unsafe {
-            walk(self.list.head.get(), |node| {
-                f(Client::of(node));
-                true
-            })
-        };
-    }
-}
-
-/// KVM's own list of a VM.
-pub(crate) struct KvmNotifiers<'k> {
-    kvm: &'k Kvm,
-}
-
-impl<'k> KvmNotifiers<'k> {
-    /// The list of a VM.
-    pub(crate) fn of(kvm: &'k Kvm) -> Self {
-        Self { kvm }
+    fn inner(&self) -> Option<&Inner> {
+        self.inner.as_ref().map(|inner| &**inner)
     }
 
-    fn head(&self) -> *mut bindings::hlist_head {
-        // SAFETY: The head is part of the VM; only the address is taken.
-        unsafe { addr_of_mut!((*self.kvm.notifier_head()).track_notifier_list) }
+    /// Makes what the first insertion needs. One caller at a time. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn open(&self) -> Result {
+        if self.inner.as_ref().is_none() {
+            let inner = KBox::pin_init(Inner::new(), GFP_KERNEL_ACCOUNT)?;
+            self.inner.populate(inner);
+        }
+        Ok(())
     }
 
-    fn srcu(&self) -> *mut bindings::srcu_struct {
-        // SAFETY: As in `head`.
-        unsafe { addr_of_mut!((*self.kvm.notifier_head()).track_srcu) }
-    }
-
-    /// Whether there is no notifier. A hint without `mmu_lock`.
-    #[inline(always)]
+    /// Whether the list is empty. A hint without `mmu_lock`.
     pub(crate) fn is_empty(&self) -> bool {
-        is_empty(self.head())
+        self.inner().map_or(true, |inner| inner.head().is_empty())
     }
 
-    /// Adds a notifier. False if it is there already.
-    pub(crate) fn insert(&self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
-        insert(self.head(), node, mmu)
-    }
-
-    /// Takes a notifier out. False if it is not there.
-    pub(crate) fn remove(&self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
-        remove(self.head(), node, mmu)
-    }
-
-    /// Calls `f` for every notifier, in a read section that may sleep.
-    pub(crate) fn for_each(&self, mut f: impl FnMut(&Node)) {
-        // SAFETY: KVM set up the SRCU structure with the VM.
-        let idx = unsafe { bindings::kpt_srcu_read_lock(self.srcu()) };
-        // SAFETY: In the read section just entered.
-        unsafe {
-            walk(self.head(), |node| {
-                f(node);
-                true
-            })
-        };
-        // SAFETY: `idx` is from the matching read lock.
-        unsafe { bindings::kpt_srcu_read_unlock(self.srcu(), idx) };
-    }
-
-    /// Waits for the read sections that are open. Sleeps.
-    pub(crate) fn synchronize(&self) {
-        // SAFETY: As in `for_each`.
-        unsafe { bindings::synchronize_srcu(self.srcu()) };
-    }
-
-    /// What C's `kvm_page_track_cleanup()` does when a VM is destroyed.
+    /// Adds a node. False if it is there already, or the list is not open.
     ///
     /// # Safety
     ///
-    /// The VM is being destroyed and the list is not used again.
-    pub(crate) unsafe fn cleanup(&self) {
-        // SAFETY: The caller's promise.
-        unsafe { bindings::cleanup_srcu_struct(self.srcu()) };
+    /// The node is in no other list.
+    pub(crate) unsafe fn insert(&self, node: &T, mmu: &MmuWrite<'_>) -> bool {
+        // SAFETY: The caller's promise; the rest is the invariant of `Node`.
+        self.inner()
+            .is_some_and(|inner| unsafe { inner.head().insert(node.node(), mmu) })
+    }
+
+    /// Takes a node out. False if it is not there.
+    pub(crate) fn remove(&self, node: &T, mmu: &MmuWrite<'_>) -> bool {
+        self.inner()
+            .is_some_and(|inner| inner.head().remove(node.node(), mmu))
+    }
+
+    /// Calls `f` for every node, in a read section that may sleep.
+    pub(crate) fn for_each(&self, mut f: impl FnMut(&T)) {
+        let Some(inner) = self.inner() else { return };
+        let _section = inner.srcu.read_lock();
+        // SAFETY: In the read section just entered. What is linked is the first member of a `T` by
+        // the type invariant and the contract of `Linked`.
+        unsafe {
+            inner
+                .head()
+                .for_each(|node| f(&*core::ptr::from_ref(node).cast::<T>()));
+        }
+    }
+
+    /// Tells every notifier of a guest write, in a read section that may sleep.
+    pub(crate) fn track_write(&self, written: &Written) {
+        let Some(inner) = self.inner() else { return };
+        let _section = inner.srcu.read_lock();
+        // SAFETY: In the read section just entered.
+        unsafe { inner.head().track_write(written) };
+    }
+
+    /// Waits for the read sections that are open. Sleeps.
+    pub(crate) fn synchronize(&self) {
+        if let Some(inner) = self.inner() {
+            inner.srcu.synchronize();
+        }
     }
 }
 
@@ -368,8 +427,8 @@ mod tests {
     use crate::kvm::unit::with_blank_vm;
 
     /// Two clients, all zeroes, that outlive the test's list.
-    fn with_clients(f: impl FnOnce(&NotifierList, &Client, &Client, &MmuWrite<'_>)) {
-        let list = KBox::pin_init(NotifierList::new(), GFP_KERNEL).unwrap();
+    fn with_clients(f: impl FnOnce(&NotifierList<Client>, &Client, &Client, &MmuWrite<'_>)) {
+        let list = NotifierList::new();
         let clients =
             KBox::<[bindings::kvm_page_track_client; 2]>::new_uninit(GFP_KERNEL | __GFP_ZERO)
                 .unwrap();
@@ -379,25 +438,41 @@ mod tests {
         with_blank_vm(|_, mmu| f(&list, a, b, mmu));
     }
 
-    fn addresses(list: &NotifierList) -> KVec<usize> {
+    fn addresses(list: &NotifierList<Client>) -> KVec<usize> {
         let mut all = KVec::new();
-        list.read()
-            .for_each(|client| all.push(client.node().address(), GFP_KERNEL).unwrap());
+        list.for_each(|client| all.push(client.node().address(), GFP_KERNEL).unwrap());
         all
+    }
+
+    fn insert(list: &NotifierList<Client>, client: &Client, mmu: &MmuWrite<'_>) -> bool {
+        // SAFETY: The tests put a client into one list only.
+        !client.is_linked(mmu) && unsafe { list.insert(client, mmu) }
+    }
+
+    #[test]
+    fn a_list_that_is_not_open_is_empty() {
+        with_clients(|list, a, _, mmu| {
+            assert!(list.is_empty());
+            assert!(!insert(list, a, mmu));
+            assert!(!list.remove(a, mmu));
+            list.for_each(|_| unreachable!());
+            list.synchronize();
+        });
     }
 
     #[test]
     fn a_client_is_in_the_list_once() {
         with_clients(|list, a, b, mmu| {
-            assert!(list.insert(a, mmu));
-            assert!(!list.insert(a, mmu));
-            assert!(list.insert(b, mmu));
+            list.open().unwrap();
+            assert!(insert(list, a, mmu));
+            assert!(!insert(list, a, mmu));
+            assert!(insert(list, b, mmu));
             assert_eq!(addresses(list).len(), 2);
             assert!(list.remove(a, mmu));
             assert!(!list.remove(a, mmu));
             assert_eq!(addresses(list).len(), 1);
             assert_eq!(addresses(list)[0], b.node().address());
-            assert!(list.insert(a, mmu));
+            assert!(insert(list, a, mmu));
             assert_eq!(addresses(list).len(), 2);
         });
     }
@@ -405,12 +480,14 @@ mod tests {
     #[test]
     fn a_client_is_in_one_list() {
         with_clients(|list, a, _, mmu| {
-            let other = KBox::pin_init(NotifierList::new(), GFP_KERNEL).unwrap();
-            assert!(list.insert(a, mmu));
-            assert!(!other.insert(a, mmu));
+            let other = NotifierList::new();
+            list.open().unwrap();
+            other.open().unwrap();
+            assert!(insert(list, a, mmu));
+            assert!(!insert(&other, a, mmu));
             assert!(!other.remove(a, mmu));
             assert!(list.remove(a, mmu));
-            assert!(other.insert(a, mmu));
+            assert!(insert(&other, a, mmu));
             assert!(other.remove(a, mmu));
         });
     }

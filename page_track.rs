@@ -9,10 +9,11 @@
 //! other modules  -->  abi       -->  tracker, notifier
 //! ```
 //!
-//! [`owners`] knows which counts are not KVM's, [`vm`] what belongs to which VM. The edges to C are
-//! [`kvm`], [`notifier_list`], [`inline_load`], [`xa`], [`guard`], [`module_pin`], [`ftrace`],
-//! [`kvm_symbols`], [`kvm_functions`], [`mmu_hooks`], [`debugfs`] and [`abi`]; of the rest only [`vm`]
-//! and [`notifier`] say `unsafe`, where a reference is taken across a function.
+//! [`owners`] knows which counts are not KVM's, [`vm`] what belongs to which VM. [`provider`] is what
+//! differs between a KVM that tracks for other modules and one that does not. The edges to C are
+//! [`provider`], [`kvm`], [`notifier_list`], [`inline_load`], [`xa`], [`guard`], [`module_pin`],
+//! [`ftrace`], [`kvm_symbols`], [`kvm_functions`], [`mmu_hooks`], [`debugfs`] and [`abi`]; of the rest
+//! only [`vm`] and [`notifier`] say `unsafe`, where a reference is taken across a function.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
@@ -31,6 +32,15 @@ mod module_pin;
 mod notifier;
 mod notifier_list;
 mod owners;
+#[cfg_attr(
+    CONFIG_KVM_EXTERNAL_WRITE_TRACKING = "y",
+    path = "kvm_with_tracking.rs"
+)]
+#[cfg_attr(
+    not(CONFIG_KVM_EXTERNAL_WRITE_TRACKING = "y"),
+    path = "kvm_without_tracking.rs"
+)]
+mod provider;
 mod tracker;
 mod vm;
 mod vm_cache;
@@ -66,8 +76,13 @@ impl kernel::Module for PageTrack {
         }
         let debugfs = Some(debugfs::DebugFs::new());
         pr_info!(
-            "attached to kvm.ko: {} functions replaced, external write tracking built in\n",
-            mmu_hooks::all().len()
+            "attached to kvm.ko: {} functions replaced{}, {}\n",
+            mmu_hooks::all()
+                .iter()
+                .filter(|hook| hook.replaces())
+                .count(),
+            provider::OBSERVED,
+            provider::ATTACHED
         );
         Ok(Self { debugfs })
     }
@@ -83,6 +98,6 @@ impl Drop for PageTrack {
         // kept us from being unloaded.
         unsafe { vm::clear() };
         notifier::exit();
-        pr_info!("detached from kvm.ko: the C tracker has taken over\n");
+        pr_info!("detached from kvm.ko: {}\n", provider::DETACHED);
     }
 }

@@ -8,7 +8,8 @@
 
 use crate::inline_load::load;
 use crate::kvm::Kvm;
-use crate::notifier_list::NotifierList;
+use crate::notifier_list::{Client, NotifierList};
+use crate::provider::Place;
 use crate::vm_cache;
 use crate::xa::Xa;
 use core::ptr::NonNull;
@@ -17,13 +18,13 @@ use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::global_lock;
 
 /// The module's state of one VM.
-#[pin_data]
 pub(crate) struct Vm {
     /// The VM. Valid as long as the entry is in the table.
     kvm: NonNull<Kvm>,
-    /// Clients with `track_move_region`; upstream's notifiers are in KVM's own list.
-    #[pin]
-    pub(crate) clients: NotifierList,
+    /// Upstream's notifiers, unless they are in a list of KVM's own.
+    pub(crate) notifiers: Place,
+    /// Clients with `track_move_region`.
+    pub(crate) clients: NotifierList<Client>,
     /// Guest writes delivered, each counted once.
     pub(crate) events: Atomic<u64>,
     /// The task that is inside a `track_move_region` callback, or 0.
@@ -61,13 +62,34 @@ pub(crate) unsafe fn init() {
 }
 
 impl Vm {
-    fn new(kvm: &Kvm) -> impl PinInit<Self, Error> + '_ {
-        try_pin_init!(Self {
+    fn new(kvm: &Kvm) -> Self {
+        Self {
             kvm: NonNull::from(kvm),
-            clients <- NotifierList::new(),
+            notifiers: Place::new(),
+            clients: NotifierList::new(),
             events: Atomic::new(0),
             mover: Atomic::new(0),
-        })
+        }
+    }
+
+    /// Makes the list of notifiers ready for an insertion. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn open_notifiers(&self) -> Result {
+        let _write = TABLE_WRITE.lock();
+        self.notifiers.open()
+    }
+
+    /// Makes the list of clients ready for an insertion. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn open_clients(&self) -> Result {
+        let _write = TABLE_WRITE.lock();
+        self.clients.open()
     }
 
     /// This task is about to call `track_move_region` callbacks. It holds `slots_arch_lock`, so no
@@ -130,9 +152,7 @@ pub(crate) fn find_or_create(kvm: &Kvm) -> Result<&Vm> {
     if let Some(vm) = find(kvm) {
         return Ok(vm);
     }
-    let vm = KBox::pin_init(Vm::new(kvm), GFP_KERNEL_ACCOUNT)?;
-    // SAFETY: The box is not moved out of: it stays behind the raw pointer until `free`.
-    let raw = KBox::into_raw(unsafe { Pin::into_inner_unchecked(vm) });
+    let raw = KBox::into_raw(KBox::new(Vm::new(kvm), GFP_KERNEL_ACCOUNT)?);
     if let Err(e) = TABLE.insert(kvm.key(), raw as usize) {
         // SAFETY: `raw` comes from `into_raw()` above and nobody else has seen it.
         unsafe { free(raw as usize) };
@@ -148,8 +168,8 @@ pub(crate) fn find_or_create(kvm: &Kvm) -> Result<&Vm> {
 ///
 /// `address` comes from `find_or_create`, and nobody uses the entry or can find it.
 unsafe fn free(address: usize) {
-    // SAFETY: The caller's promise; the box was pinned and is dropped in place.
-    drop(unsafe { Pin::new_unchecked(KBox::from_raw(address as *mut Vm)) });
+    // SAFETY: The caller's promise.
+    drop(unsafe { KBox::from_raw(address as *mut Vm) });
 }
 
 /// Forgets a VM that is being destroyed.

@@ -5,6 +5,8 @@
  * The header for C clients.  The notifier functions of <asm/kvm_page_track.h>
  * and kvm_write_track_{add,remove}_gfn() are kvm.ko's own symbols, with bodies
  * from kvm_page_track.ko while that is loaded; the others are kvm_page_track.ko's.
+ * Where kvm.ko is built without CONFIG_KVM_EXTERNAL_WRITE_TRACKING, all of them are
+ * kvm_page_track.ko's.
  *
  * Contexts.  Unless a function says otherwise it may sleep, and is called
  * without kvm->mmu_lock, kvm->slots_arch_lock or a kvm->srcu read section.
@@ -47,7 +49,27 @@ enum kvm_page_track_mode {
 #define KVM_PAGE_TRACK_MAX_USERS	(65535 - 16384)
 
 #ifndef CONFIG_KVM_EXTERNAL_WRITE_TRACKING
-#error "kvm_page_track needs a kernel with CONFIG_KVM_EXTERNAL_WRITE_TRACKING"
+/*
+ * This kernel's KVM tracks nothing for other modules, and <asm/kvm_page_track.h>
+ * has only an empty struct kvm_page_track_notifier_node.  The name stands for
+ * this one from here on, and kvm_page_track.ko has the functions.  What is written
+ * for upstream's API builds unchanged with this header in place of that one.
+ */
+struct kpt_notifier_node {
+	struct hlist_node node;
+	void (*track_write)(gpa_t gpa, const u8 *new, int bytes,
+			    struct kpt_notifier_node *node);
+	void (*track_remove_region)(gfn_t gfn, unsigned long nr_pages,
+				    struct kpt_notifier_node *node);
+};
+#define kvm_page_track_notifier_node kpt_notifier_node
+
+int kvm_page_track_register_notifier(struct kvm *kvm,
+				     struct kvm_page_track_notifier_node *n);
+void kvm_page_track_unregister_notifier(struct kvm *kvm,
+					struct kvm_page_track_notifier_node *n);
+int kvm_write_track_add_gfn(struct kvm *kvm, gfn_t gfn);
+int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
 #endif
 
 /**

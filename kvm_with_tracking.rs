@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The provider of external tracking, where `kvm.ko` is one (`CONFIG_KVM_EXTERNAL_WRITE_TRACKING`):
+//! its functions are replaced, its list of notifiers and its flag are used, so that C and Rust can
+//! take over from each other. `kvm_without_tracking.rs` is the other provider.
+//!
+//! C source: `arch/x86/kvm/mmu/page_track.c`, `arch/x86/include/asm/kvm_page_track.h`.
+
+use crate::kvm::{Gfn, Gpa, Kvm, Memslot, MmuWrite};
+use crate::mmu_hooks::{self, hooks};
+use crate::notifier_list::{Head, Node, Written};
+use crate::{abi, bindings, memslot};
+use core::ptr::{addr_of, addr_of_mut};
+use kernel::ffi::{c_int, c_ulong};
+use kernel::prelude::*;
+use kernel::sync::atomic::{atomic_store, Release};
+
+pub(crate) use bindings::kvm_page_track_notifier_node as RawNode;
+
+/// What the kernel log says at attach and detach.
+pub(crate) const OBSERVED: &str = "";
+pub(crate) const ATTACHED: &str = "external write tracking built in";
+pub(crate) const DETACHED: &str = "the C tracker has taken over";
+
+type KvmPtr = *mut bindings::kvm;
+
+hooks! {
+    replace kvm_page_track_cleanup: mmu_hooks::cleanup as unsafe extern "C" fn(&Kvm);
+    replace kvm_gfn_is_write_tracked: mmu_hooks::gfn_is_write_tracked
+        as unsafe extern "C" fn(&Kvm, Option<&Memslot>, Gfn) -> bool;
+    replace __kvm_page_track_write: mmu_hooks::write
+        as unsafe extern "C" fn(&Kvm, Gpa, *const u8, c_int);
+    replace kvm_page_track_delete_slot: mmu_hooks::delete_slot
+        as unsafe extern "C" fn(&Kvm, &Memslot);
+    replace kvm_page_track_create_memslot: mmu_hooks::create_memslot
+        as unsafe extern "C" fn(&Kvm, &Memslot, c_ulong) -> c_int;
+    replace __kvm_write_track_add_gfn: mmu_hooks::add_gfn_locked
+        as unsafe extern "C" fn(&Kvm, &Memslot, Gfn);
+    replace __kvm_write_track_remove_gfn: mmu_hooks::remove_gfn_locked
+        as unsafe extern "C" fn(&Kvm, &Memslot, Gfn);
+    replace kvm_write_track_add_gfn: abi::write_track_add_gfn
+        as unsafe extern "C" fn(KvmPtr, Gfn) -> c_int;
+    replace kvm_write_track_remove_gfn: abi::write_track_remove_gfn
+        as unsafe extern "C" fn(KvmPtr, Gfn) -> c_int;
+    replace kvm_page_track_unregister_notifier: abi::unregister_notifier
+        as unsafe extern "C" fn(KvmPtr, *mut RawNode);
+    replace kvm_page_track_register_notifier: abi::register_notifier
+        as unsafe extern "C" fn(KvmPtr, *mut RawNode) -> c_int;
+}
+
+/// Where the list of notifiers is: in KVM, not in the module's state of a VM.
+pub(crate) struct Place;
+
+impl Place {
+    /// Nothing.
+    pub(crate) const fn new() -> Self {
+        Self
+    }
+
+    /// Makes what the first registration needs: nothing.
+    pub(crate) fn open(&self) -> Result {
+        Ok(())
+    }
+}
+
+/// KVM's own list of a VM (`kvm->arch.track_notifier_head`): C serves its nodes before insmod and
+/// after rmmod, and KVM refuses to move memslots while it is not empty.
+#[derive(Clone, Copy)]
+pub(crate) struct Notifiers<'k> {
+    kvm: &'k Kvm,
+}
+
+impl<'k> Notifiers<'k> {
+    /// The list of a VM.
+    #[inline(always)]
+    pub(crate) fn of(kvm: &'k Kvm) -> Self {
+        Self { kvm }
+    }
+
+    #[inline(always)]
+    fn head(self) -> Head<'k> {
+        // SAFETY: The head is part of the VM. What C and we link there are nodes that upstream's
+        // contract keeps valid.
+        unsafe {
+            Head::new(addr_of_mut!(
+                (*self.kvm.as_ptr())
+                    .arch
+                    .track_notifier_head
+                    .track_notifier_list
+            ))
+        }
+    }
+
+    fn srcu(self) -> *mut bindings::srcu_struct {
+        // SAFETY: Part of the VM; only the address is taken.
+        unsafe { addr_of_mut!((*self.kvm.as_ptr()).arch.track_notifier_head.track_srcu) }
+    }
+
+    /// Calls `f` in a read section of the list, which may sleep.
+    #[inline(always)]
+    fn read(self, f: impl FnOnce(Head<'k>)) {
+        // SAFETY: KVM set up the SRCU structure with the VM.
+        let idx = unsafe { bindings::kpt_srcu_read_lock(self.srcu()) };
+        f(self.head());
+        // SAFETY: `idx` is from the matching read lock.
+        unsafe { bindings::kpt_srcu_read_unlock(self.srcu(), idx) };
+    }
+
+    /// Whether there is no notifier. A hint without `mmu_lock`.
+    #[inline(always)]
+    pub(crate) fn is_empty(self) -> bool {
+        self.head().is_empty()
+    }
+
+    /// Adds a notifier. False if it is there already.
+    ///
+    /// # Safety
+    ///
+    /// The notifier is in no other list.
+    pub(crate) unsafe fn insert(self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
+        // SAFETY: The caller's promise; the rest is the invariant of `Node`.
+        unsafe { self.head().insert(node, mmu) }
+    }
+
+    /// Takes a notifier out. False if it is not there.
+    pub(crate) fn remove(self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
+        self.head().remove(node, mmu)
+    }
+
+    /// Calls `f` for every notifier, in a read section that may sleep.
+    pub(crate) fn for_each(self, f: impl FnMut(&Node)) {
+        // SAFETY: `read` makes the read section.
+        self.read(|head| unsafe { head.for_each(f) });
+    }
+
+    /// Tells every notifier of a guest write, in a read section that may sleep.
+    #[inline(always)]
+    pub(crate) fn track_write(self, written: &Written) {
+        // SAFETY: `read` makes the read section.
+        self.read(|head| unsafe { head.track_write(written) });
+    }
+
+    /// Waits for the read sections that are open. Sleeps.
+    pub(crate) fn synchronize(self) {
+        // SAFETY: As in `read`.
+        unsafe { bindings::synchronize_srcu(self.srcu()) };
+    }
+}
+
+/// Whether C's tracker has been enabled for external users of this VM: they may have been there
+/// before us.
+#[inline(always)]
+pub(crate) fn enabled_by_c(kvm: &Kvm) -> bool {
+    // SAFETY: By the invariant of `Kvm`. C reads and writes the flag with acquire and release; on
+    // x86, which keeps the order of loads, one load is an acquire.
+    unsafe { addr_of!((*kvm.as_ptr()).arch.external_write_tracking_enabled).read_volatile() }
+}
+
+/// Hands a VM with live notifiers over to C: C must consult the counters from now on. Sleeps.
+///
+/// # Errors
+///
+/// `ENOMEM`.
+pub(crate) fn hand_over(kvm: &Kvm) -> Result {
+    memslot::give_counters_to_all(kvm, || {
+        // SAFETY: By the invariant of `Kvm`. C writes the flag under `slots_arch_lock` only, which is
+        // held in this closure, when every memslot has counters.
+        unsafe {
+            atomic_store(
+                addr_of_mut!((*kvm.as_ptr()).arch.external_write_tracking_enabled),
+                true,
+                Release,
+            );
+        }
+    })
+}
+
+/// What C's `kvm_page_track_cleanup()` does when a VM is destroyed.
+///
+/// # Safety
+///
+/// The VM is being destroyed and its list is not used again.
+pub(crate) unsafe fn cleanup(kvm: &Kvm) {
+    // SAFETY: The caller's promise.
+    unsafe { bindings::cleanup_srcu_struct(Notifiers::of(kvm).srcu()) };
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The provider of external tracking, where `kvm.ko` is none (no
+//! `CONFIG_KVM_EXTERNAL_WRITE_TRACKING`): all of it is ours. Upstream's functions are exported from
+//! here, notifiers are in the module's state of a VM, and what KVM tells nobody is seen where it
+//! happens, by running before three of its functions. `kvm_with_tracking.rs` is the other provider.
+//!
+//! C source: what `arch/x86/kvm/mmu/page_track.{c,h}` leave of themselves without the option;
+//! `kvm_mmu_track_write()` and `kvm_mmu_uninit_vm()` of `mmu.c`, `kvm_arch_commit_memory_region()` of
+//! `x86.c`.
+
+use crate::kvm::{Gfn, Gpa, Kvm, Memslot, MmuWrite};
+use crate::mmu_hooks::{self, hooks};
+use crate::notifier_list::{Node, NotifierList, Written};
+use crate::{abi, bindings, vm};
+use kernel::ffi::{c_int, c_ulong};
+use kernel::prelude::*;
+
+pub(crate) use bindings::kpt_notifier_node as RawNode;
+
+/// What the kernel log says at attach and detach.
+pub(crate) const OBSERVED: &str = " and 3 observed";
+pub(crate) const ATTACHED: &str = "external write tracking provided";
+pub(crate) const DETACHED: &str = "nothing is tracked for other modules any more";
+
+/// Stubs of `kvm_without_tracking_stubs.S`. They call the functions of `kvm_without_tracking.c`, and
+/// these the ones below.
+mod stubs {
+    extern "C" {
+        pub(super) fn kpt_stub_uninit_vm();
+        pub(super) fn kpt_stub_track_write();
+        pub(super) fn kpt_stub_commit_memory_region();
+    }
+}
+
+hooks! {
+    before kvm_mmu_uninit_vm: stubs::kpt_stub_uninit_vm as unsafe extern "C" fn();
+    replace kvm_gfn_is_write_tracked: mmu_hooks::gfn_is_write_tracked
+        as unsafe extern "C" fn(&Kvm, Option<&Memslot>, Gfn) -> bool;
+    before kvm_mmu_track_write: stubs::kpt_stub_track_write as unsafe extern "C" fn();
+    before kvm_arch_commit_memory_region: stubs::kpt_stub_commit_memory_region
+        as unsafe extern "C" fn();
+    replace kvm_page_track_create_memslot: mmu_hooks::create_memslot
+        as unsafe extern "C" fn(&Kvm, &Memslot, c_ulong) -> c_int;
+    replace __kvm_write_track_add_gfn: mmu_hooks::add_gfn_locked
+        as unsafe extern "C" fn(&Kvm, &Memslot, Gfn);
+    replace __kvm_write_track_remove_gfn: mmu_hooks::remove_gfn_locked
+        as unsafe extern "C" fn(&Kvm, &Memslot, Gfn);
+}
+
+/// A VM is being destroyed.
+///
+/// # Safety
+///
+/// As [`mmu_hooks::cleanup`].
+#[no_mangle]
+unsafe extern "C" fn kpt_vm_dies(kvm: &Kvm) {
+    // SAFETY: The caller's promise.
+    unsafe { mmu_hooks::cleanup(kvm) };
+}
+
+/// A guest write was emulated.
+///
+/// # Safety
+///
+/// As [`mmu_hooks::write`].
+#[no_mangle]
+unsafe extern "C" fn kpt_write_emulated(kvm: &Kvm, gpa: Gpa, new: *const u8, bytes: c_int) {
+    // SAFETY: The caller's promise.
+    unsafe { mmu_hooks::write(kvm, gpa, new, bytes) };
+}
+
+/// A memslot was deleted.
+///
+/// # Safety
+///
+/// As [`mmu_hooks::delete_slot`].
+#[no_mangle]
+unsafe extern "C" fn kpt_slot_deleted(kvm: &Kvm, slot: &Memslot) {
+    // SAFETY: The caller's promise.
+    unsafe { mmu_hooks::delete_slot(kvm, slot) };
+}
+
+/// Upstream's function, under its own name.
+///
+/// # Safety
+///
+/// As [`abi::write_track_add_gfn`].
+#[no_mangle]
+unsafe extern "C" fn kvm_write_track_add_gfn(kvm: *mut bindings::kvm, gfn: Gfn) -> c_int {
+    // SAFETY: The caller's promise.
+    unsafe { abi::write_track_add_gfn(kvm, gfn) }
+}
+
+/// Upstream's function, under its own name.
+///
+/// # Safety
+///
+/// As [`abi::write_track_remove_gfn`].
+#[no_mangle]
+unsafe extern "C" fn kvm_write_track_remove_gfn(kvm: *mut bindings::kvm, gfn: Gfn) -> c_int {
+    // SAFETY: The caller's promise.
+    unsafe { abi::write_track_remove_gfn(kvm, gfn) }
+}
+
+/// Upstream's function, under its own name.
+///
+/// # Safety
+///
+/// As [`abi::register_notifier`].
+#[no_mangle]
+unsafe extern "C" fn kvm_page_track_register_notifier(
+    kvm: *mut bindings::kvm,
+    node: *mut RawNode,
+) -> c_int {
+    // SAFETY: The caller's promise.
+    unsafe { abi::register_notifier(kvm, node) }
+}
+
+/// Upstream's function, under its own name.
+///
+/// # Safety
+///
+/// As [`abi::unregister_notifier`].
+#[no_mangle]
+unsafe extern "C" fn kvm_page_track_unregister_notifier(
+    kvm: *mut bindings::kvm,
+    node: *mut RawNode,
+) {
+    // SAFETY: The caller's promise.
+    unsafe { abi::unregister_notifier(kvm, node) };
+}
+
+/// Where the list of notifiers is: in the module's state of a VM.
+pub(crate) type Place = NotifierList<Node>;
+
+/// The list of a VM.
+#[derive(Clone, Copy)]
+pub(crate) struct Notifiers<'k> {
+    /// Nothing if the module knows nothing of the VM.
+    list: Option<&'k NotifierList<Node>>,
+}
+
+impl<'k> Notifiers<'k> {
+    /// The list of a VM.
+    #[inline(always)]
+    pub(crate) fn of(kvm: &'k Kvm) -> Self {
+        Self {
+            list: vm::find(kvm).map(|vm| &vm.notifiers),
+        }
+    }
+
+    /// Whether there is no notifier. A hint without `mmu_lock`.
+    #[inline(always)]
+    pub(crate) fn is_empty(self) -> bool {
+        self.list.map_or(true, |list| list.is_empty())
+    }
+
+    /// Adds a notifier. False if it is there already.
+    ///
+    /// # Safety
+    ///
+    /// The notifier is in no other list.
+    pub(crate) unsafe fn insert(self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
+        // SAFETY: The caller's promise.
+        self.list
+            .is_some_and(|list| unsafe { list.insert(node, mmu) })
+    }
+
+    /// Takes a notifier out. False if it is not there.
+    pub(crate) fn remove(self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
+        self.list.is_some_and(|list| list.remove(node, mmu))
+    }
+
+    /// Calls `f` for every notifier, in a read section that may sleep.
+    pub(crate) fn for_each(self, f: impl FnMut(&Node)) {
+        if let Some(list) = self.list {
+            list.for_each(f);
+        }
+    }
+
+    /// Tells every notifier of a guest write, in a read section that may sleep.
+    pub(crate) fn track_write(self, written: &Written) {
+        if let Some(list) = self.list {
+            list.track_write(written);
+        }
+    }
+
+    /// Waits for the read sections that are open. Sleeps.
+    pub(crate) fn synchronize(self) {
+        if let Some(list) = self.list {
+            list.synchronize();
+        }
+    }
+}
+
+/// Whether C's tracker has been enabled for external users of this VM: there is none.
+#[inline(always)]
+pub(crate) fn enabled_by_c(_kvm: &Kvm) -> bool {
+    false
+}
+
+/// There is nobody to hand a VM over to: its notifiers are told nothing any more.
+pub(crate) fn hand_over(_kvm: &Kvm) -> Result {
+    Ok(())
+}
+
+/// Nothing of KVM's is to be cleaned up when a VM is destroyed.
+///
+/// # Safety
+///
+/// None needed; the other provider has some.
+pub(crate) unsafe fn cleanup(_kvm: &Kvm) {}
