@@ -205,6 +205,7 @@ struct kpt_counters {
  * @slot_sum: the sum of the whole array
  * @slot_id: of the memslot
  * @slot_flags: of the memslot
+ * @external_tracking: kvm.ko tracks for other modules by itself
  * @base_gfn: of the memslot
  * @npages: of the memslot
  * @lpage_2m: disallow_lpage of @gfn's 2 MiB
@@ -224,7 +225,7 @@ struct kpt_inspect {
 	__u32 slot_id;
 	__u64 slot_sum;
 	__u32 slot_flags;
-	__u32 pad;
+	__u32 external_tracking;
 	__u64 base_gfn;
 	__u64 npages;
 	__s32 lpage_2m;

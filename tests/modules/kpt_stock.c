@@ -9,13 +9,39 @@
 
 #include <linux/kprobes.h>
 #include <linux/kvm_host.h>
+#ifdef CONFIG_KVM_EXTERNAL_WRITE_TRACKING
 #include <asm/kvm_page_track.h>
+#else
+#include <kvm_page_track.h>
+#endif
 
 typedef struct kvm_page_track_notifier_node kpt_tracker_t;
 
 #include "kpt_core.h"
 
 #ifdef CONFIG_KVM_EXTERNAL_WRITE_TRACKING
+#define get_upstream(fn)	(&fn)
+#define put_upstream(fn)	do { } while (0)
+#else
+/*
+ * kvm.ko offers nothing to other modules.  kvm_page_track.ko has the functions
+ * while it is loaded, and must not be kept from being unloaded in between.
+ */
+#define get_upstream(fn)	symbol_get(fn)
+#define put_upstream(fn)	symbol_put(fn)
+#endif
+
+/* Calls upstream's function, or is -ENOSYS. */
+#define CALL_UPSTREAM(fn, ...) ({			\
+	typeof(&fn) _fn = get_upstream(fn);		\
+	int _r = -ENOSYS;				\
+							\
+	if (_fn) {					\
+		_r = _fn(__VA_ARGS__);			\
+		put_upstream(fn);			\
+	}						\
+	_r;						\
+})
 
 static struct kpt_node *to_kpt_node(struct kvm_page_track_notifier_node *n)
 {
@@ -39,10 +65,10 @@ static int kpt_api_page(u32 op, struct kvm *kvm, gfn_t gfn, u64 nr, u32 mode)
 	switch (op) {
 	case KPT_OP_ADD_PAGE:
 	case KPT_OP_WRITE_ADD:
-		return kvm_write_track_add_gfn(kvm, gfn);
+		return CALL_UPSTREAM(kvm_write_track_add_gfn, kvm, gfn);
 	case KPT_OP_REMOVE_PAGE:
 	case KPT_OP_WRITE_REMOVE:
-		return kvm_write_track_remove_gfn(kvm, gfn);
+		return CALL_UPSTREAM(kvm_write_track_remove_gfn, kvm, gfn);
 	default:
 		return -ENOSYS;
 	}
@@ -65,7 +91,8 @@ static int kpt_api_register(u32 type, struct kvm *kvm, struct kpt_node *node)
 	 * which does no harm: nothing in it waits for one.)
 	 */
 	idx = kvm ? srcu_read_lock(&kvm->srcu) : 0;
-	r = kvm_page_track_register_notifier(kvm, node ? &node->tracker : NULL);
+	r = CALL_UPSTREAM(kvm_page_track_register_notifier, kvm,
+			  node ? &node->tracker : NULL);
 	if (kvm)
 		srcu_read_unlock(&kvm->srcu, idx);
 	return r;
@@ -73,40 +100,27 @@ static int kpt_api_register(u32 type, struct kvm *kvm, struct kpt_node *node)
 
 static void kpt_api_unregister(u32 type, struct kvm *kvm, struct kpt_node *node)
 {
-	kvm_page_track_unregister_notifier(kvm, node ? &node->tracker : NULL);
+	typeof(&kvm_page_track_unregister_notifier) fn;
+
+	fn = get_upstream(kvm_page_track_unregister_notifier);
+	if (fn) {
+		fn(kvm, node ? &node->tracker : NULL);
+		put_upstream(kvm_page_track_unregister_notifier);
+	}
 }
 
 static void kpt_inspect_tracker(struct kvm *kvm, struct kpt_inspect *in)
 {
+#ifdef CONFIG_KVM_EXTERNAL_WRITE_TRACKING
+	in->external_tracking = 1;
 	in->external_enabled =
 		READ_ONCE(kvm->arch.external_write_tracking_enabled);
 	in->list_empty =
 		hlist_empty(&kvm->arch.track_notifier_head.track_notifier_list);
-}
-
-#else /* CONFIG_KVM_EXTERNAL_WRITE_TRACKING */
-
-/* Here kvm.ko offers nothing to other modules: only the inspector is left. */
-static int kpt_api_page(u32 op, struct kvm *kvm, gfn_t gfn, u64 nr, u32 mode)
-{
-	return -ENOSYS;
-}
-
-static int kpt_api_register(u32 type, struct kvm *kvm, struct kpt_node *node)
-{
-	return -ENOSYS;
-}
-
-static void kpt_api_unregister(u32 type, struct kvm *kvm, struct kpt_node *node)
-{
-}
-
-static void kpt_inspect_tracker(struct kvm *kvm, struct kpt_inspect *in)
-{
+#else
 	in->list_empty = 1;
+#endif
 }
-
-#endif /* CONFIG_KVM_EXTERNAL_WRITE_TRACKING */
 
 static int kpt_api_slot_page(u32 op, struct kvm *kvm,
 			     struct kvm_memory_slot *slot, gfn_t gfn, u32 mode)
