@@ -12,7 +12,7 @@
 #ifdef CONFIG_KVM_EXTERNAL_WRITE_TRACKING
 #include <asm/kvm_page_track.h>
 #else
-#include <kvm_page_track.h>
+#include "../../include/kvm_page_track.h"
 #endif
 
 typedef struct kvm_page_track_notifier_node kpt_tracker_t;
