@@ -46,10 +46,16 @@ impl Drop for Guard {
 ///
 /// Every hook must have been detached before.
 pub(crate) fn drain() {
-    // SAFETY: Called from module exit, or from a module init that failed: process context without
-    // locks.
-    unsafe { bindings::kpt_guard_drain() };
+    wait();
     synchronize_tasks();
+}
+
+/// Waits for the guards that are held now. Sleeps.
+///
+/// To be called from module exit, or from a module init that failed.
+pub(crate) fn wait() {
+    // SAFETY: Process context without locks.
+    unsafe { bindings::kpt_guard_drain() };
 }
 
 /// Waits until every task has slept once, or run in user space: a grace period of Tasks RCU. Sleeps.

@@ -8,10 +8,12 @@
  */
 #include <linux/linkage.h>
 #include <asm/frame.h>
+#include <asm/ibt.h>
 #include <asm/nospec-branch.h>
 
 .macro KPT_STUB name ours
 SYM_FUNC_START(\name)
+	ENDBR
 	FRAME_BEGIN
 	CALL_DEPTH_ACCOUNT
 	pushq	%rdi

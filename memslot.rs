@@ -203,28 +203,10 @@ fn recount(mmu: &MmuWrite<'_>, page: Page<'_>, change: impl FnOnce(u16) -> Optio
 
 /// Number of pages of a VM that somebody outside KVM tracks, by looking at every counter. Sleeps.
 pub(crate) fn tracked_pages(kvm: &Kvm) -> u64 {
-    /// Pages looked at between two offers of the processor to others.
-    const BATCH: u64 = 1 << 16;
     let mut pages = 0;
-    kvm.read_slots()
-        .slots()
-        .for_each(|slot| {
-            let Some(counters) = slot.counters().filter(|_| slot.as_id() == 0) else {
-                return Ok(());
-            };
-            for i in 0..slot.npages() {
-                if i % BATCH == 0 {
-                    kvm::reschedule();
-                }
-                let gfn = slot.base_gfn() + i;
-                if counters.get(gfn) != 0 && has_external(kvm, counters, gfn) {
-                    pages += 1;
-                }
-            }
-            Ok(())
-        })
-        // The closure does not fail.
-        .ok();
+    for_each_counted(kvm, |page, counters| {
+        pages += u64::from(has_external(kvm, counters, page.gfn()));
+    });
     pages
 }
 
@@ -238,6 +220,47 @@ pub(crate) fn has_external(kvm: &Kvm, counters: Counters<'_>, gfn: Gfn) -> bool 
     }
     let mmu = kvm.lock_mmu_read();
     owners::any_external(counters.get(gfn), || mmu.shadow_page_tables(gfn))
+}
+
+/// Takes back every external add of a VM, on behalf of whoever has not. Sleeps.
+///
+/// To be called when nobody can add any more. Without it the next insmod would find pages that count
+/// as tracked and that C, which does not look, has mapped writable meanwhile.
+pub(crate) fn untrack_all(kvm: &Kvm) {
+    for_each_counted(kvm, |page, counters| {
+        let mmu = kvm.lock_mmu();
+        let count = counters.get(page.gfn());
+        let of_kvm = count.min(mmu.shadow_page_tables(page.gfn()));
+        counters.set(&mmu, page.gfn(), of_kvm);
+        for _ in of_kvm..count {
+            mmu.allow_large_page(page);
+        }
+    });
+}
+
+/// Calls `f` for every page of address space 0 whose count is not zero. Sleeps.
+fn for_each_counted(kvm: &Kvm, mut f: impl FnMut(Page<'_>, Counters<'_>)) {
+    /// Pages looked at between two offers of the processor to others.
+    const BATCH: u64 = 1 << 16;
+    kvm.read_slots()
+        .slots()
+        .for_each(|slot| {
+            let Some(counters) = slot.counters().filter(|_| slot.as_id() == 0) else {
+                return Ok(());
+            };
+            for i in 0..slot.npages() {
+                if i % BATCH == 0 {
+                    kvm::reschedule();
+                }
+                let gfn = slot.base_gfn() + i;
+                if counters.get(gfn) != 0 {
+                    slot.page(gfn).map(|page| f(page, counters));
+                }
+            }
+            Ok(())
+        })
+        // The closure does not fail.
+        .ok();
 }
 
 /// Memory of the counters of a VM, in bytes. Sleeps.

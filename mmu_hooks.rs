@@ -178,8 +178,22 @@ pub(crate) fn detach() {
     others.iter().rev().for_each(detach_one);
     // While VMs that die still tell us.
     notifier::drain();
+    guard::wait();
+    forget_all();
     detach_one(cleanup);
     guard::drain();
+}
+
+/// What other modules have left tracked is tracked no more, unless C knows of it and goes on.
+fn forget_all() {
+    vm::for_each(|kvm, _| {
+        if !provider::enabled_by_c(kvm) {
+            memslot::untrack_all(kvm);
+        }
+        Ok(())
+    })
+    // The closure does not fail.
+    .ok();
 }
 
 fn detach_one(hook: &'static Hook) {

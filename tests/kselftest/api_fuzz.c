@@ -563,7 +563,7 @@ static void do_call(void)
 		c.flags |= KPT_CALL_SLOT_OF;
 		c.slot_gfn = pick_gfn(vm);
 	}
-	if ((c.op == KPT_OP_WRITE_ADD || c.op == KPT_OP_WRITE_REMOVE) && external && one_in(2) &&
+	if ((c.op == KPT_OP_WRITE_ADD || c.op == KPT_OP_WRITE_REMOVE) && one_in(2) &&
 	    !(c.flags & KPT_CALL_BY_NODE))
 		dev = kpt_stock;
 	/* to the limit and beyond, now and then */
@@ -940,9 +940,6 @@ static void do_guest_write(void)
 
 static void setup(void)
 {
-	struct kpt_register null = {
-		.type = KPT_NOTIFIER, .flags = KPT_REG_NULL_NODE, .id = -1,
-	};
 	int i;
 
 	vms = calloc(VMS, sizeof(*vms));
@@ -963,8 +960,7 @@ static void setup(void)
 	vms[0].alive = vms[0].open = true;
 	nr_as = kpt_inspect_fd(vm0->fd, 0, 0).nr_as;
 	vms[0].own_refs = kpt_inspect_fd(vm0->fd, 0, 0).users_count;
-	null.vm_fd = vm0->fd;
-	external = kpt_reg_full(kpt_stock, &null) == -EINVAL;
+	external = kpt_kvm_tracks();
 	for (i = 1; i < VMS; i++)
 		open_vm(i);
 	for (i = 0; i < NR_NODES; i++) {

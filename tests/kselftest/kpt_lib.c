@@ -117,6 +117,8 @@ int kpt_mod_unload_retry(const char *name)
 	return r;
 }
 
+static void writer_comes(void), writer_leaves(void);
+
 u64 kpt_load_and_unload(u64 cycles)
 {
 	u64 i, k, refused = 0;
@@ -125,6 +127,7 @@ u64 kpt_load_and_unload(u64 cycles)
 	for (i = 0; i < cycles; i++) {
 		kpt_attach();
 		usleep(20000);
+		writer_leaves();
 		for (k = 0; k < 3000; k++) {
 			r = kpt_mod_unload(MODULE);
 			if (r != -EAGAIN && r != -EWOULDBLOCK)
@@ -142,10 +145,12 @@ u64 kpt_load_and_unload(u64 cycles)
 void kpt_attach(void)
 {
 	KPT_OK(kpt_mod_load(MODULE));
+	writer_comes();
 }
 
 void kpt_detach(void)
 {
+	writer_leaves();
 	KPT_OK(kpt_mod_unload_retry(MODULE));
 }
 
@@ -421,15 +426,19 @@ static void writer_guest(void)
 	GUEST_DONE();
 }
 
+/* expected: the next value, or 0 if it may be any; heard: before this visit */
 static struct {
 	int dev, id;
+	u32 type;
+	bool visits;
 	struct kvm_vm *vm;
 	struct kvm_vcpu *vcpu;
 	pthread_t runner, drainer;
+	pthread_mutex_t lock;
 	bool draining;
-	u64 made, expected;
+	u64 made, expected, heard;
 	struct kpt_event *ev;
-} writer;
+} writer = { .id = -1, .lock = PTHREAD_MUTEX_INITIALIZER };
 
 enum { WRITER_EVENTS = 2048 };
 
@@ -446,6 +455,7 @@ static void writer_drain(void)
 	int i, n;
 	u64 v;
 
+	pthread_mutex_lock(&writer.lock);
 	do {
 		n = kpt_events(writer.dev, writer.ev, WRITER_EVENTS);
 		for (i = 0; i < n; i++) {
@@ -456,10 +466,12 @@ static void writer_drain(void)
 			KPT_EQ(writer.ev[i].gpa, KPT_GPA);
 			KPT_EQ(writer.ev[i].len, 8);
 			memcpy(&v, writer.ev[i].data, 8);
-			KPT_EQ(v, writer.expected);
-			writer.expected++;
+			if (writer.expected)
+				KPT_EQ(v, writer.expected);
+			writer.expected = v + 1;
 		}
 	} while (n == WRITER_EVENTS);
+	pthread_mutex_unlock(&writer.lock);
 }
 
 static void *writer_drainer(void *arg)
@@ -471,19 +483,56 @@ static void *writer_drainer(void *arg)
 	return NULL;
 }
 
+static void writer_registers(u64 expected)
+{
+	int id;
+
+	writer.expected = expected;
+	id = kpt_reg(writer.dev, writer.vm, writer.type, KPT_REG_RECORD);
+	TEST_ASSERT(id >= 0, "register: %d", id);
+	WRITE_ONCE(writer.id, id);
+	KPT_OK(kpt_call(writer.dev, KPT_OP_ADD_PAGE, writer.vm, KPT_GFN));
+}
+
+static void writer_comes(void)
+{
+	if (writer.visits)
+		writer_registers(0);
+}
+
+static void writer_leaves(void)
+{
+	if (!writer.visits || writer.id < 0)
+		return;
+	KPT_EQ(kpt_count(writer.vm, KPT_GFN), 1);
+	KPT_OK(kpt_call(writer.dev, KPT_OP_REMOVE_PAGE, writer.vm, KPT_GFN));
+	KPT_EQ(kpt_count(writer.vm, KPT_GFN), 0);
+	writer_drain();
+	writer.heard = kpt_writer_heard();
+	KPT_OK(kpt_unreg(writer.dev, writer.id));
+	writer_drain();
+	WRITE_ONCE(writer.id, -1);
+}
+
+bool kpt_writer_stays(void)
+{
+	return !writer.visits;
+}
+
 struct kvm_vm *kpt_writer_start(int dev, u32 type, u64 pace)
 {
 	writer.dev = dev;
-	writer.expected = 1;
+	writer.type = type;
+	writer.visits = dev == kpt_stock && !kpt_kvm_tracks();
+	writer.heard = 0;
 	writer.ev = calloc(WRITER_EVENTS, sizeof(*writer.ev));
 	writer.vm = kpt_vm(&writer.vcpu, writer_guest, 8, VM_MEM_SRC_ANONYMOUS);
 	writer_stop = 0;
 	writer_pace = pace;
 	sync_global_to_guest(writer.vm, writer_stop);
 	sync_global_to_guest(writer.vm, writer_pace);
-	writer.id = kpt_reg(dev, writer.vm, type, KPT_REG_RECORD);
-	TEST_ASSERT(writer.id >= 0, "register: %d", writer.id);
-	KPT_OK(kpt_call(dev, KPT_OP_ADD_PAGE, writer.vm, KPT_GFN));
+	if (!writer.visits)
+		writer_registers(1);
 	writer.draining = true;
 	pthread_create(&writer.drainer, NULL, writer_drainer, NULL);
 	pthread_create(&writer.runner, NULL, writer_run, NULL);
@@ -492,7 +541,9 @@ struct kvm_vm *kpt_writer_start(int dev, u32 type, u64 pace)
 
 u64 kpt_writer_heard(void)
 {
-	return kpt_counters(writer.dev, writer.id).writes;
+	int id = READ_ONCE(writer.id);
+
+	return writer.heard + (id < 0 ? 0 : kpt_counters(writer.dev, id).writes);
 }
 
 u64 kpt_writer_stop(void)
@@ -502,15 +553,21 @@ u64 kpt_writer_stop(void)
 	pthread_join(writer.runner, NULL);
 	WRITE_ONCE(writer.draining, false);
 	pthread_join(writer.drainer, NULL);
-	writer_drain();
-
+	if (writer.visits) {
+		writer_leaves();
+		TEST_ASSERT(writer.heard, "no write has arrived");
+	} else {
+		writer_drain();
+		KPT_EQ(writer.expected - 1, writer.made);
+		KPT_EQ(kpt_writer_heard(), writer.made);
+		KPT_EQ(kpt_count(writer.vm, KPT_GFN), 1);
+		KPT_OK(kpt_call(writer.dev, KPT_OP_REMOVE_PAGE, writer.vm, KPT_GFN));
+		KPT_OK(kpt_unreg(writer.dev, writer.id));
+	}
+	writer.visits = false;
+	writer.id = -1;
 	KPT_EQ(*(u64 *)addr_gpa2hva(writer.vm, KPT_GPA), writer.made);
-	KPT_EQ(writer.expected - 1, writer.made);
-	KPT_EQ(kpt_writer_heard(), writer.made);
-	KPT_EQ(kpt_count(writer.vm, KPT_GFN), 1);
-	KPT_OK(kpt_call(writer.dev, KPT_OP_REMOVE_PAGE, writer.vm, KPT_GFN));
 	KPT_EQ(kpt_count(writer.vm, KPT_GFN), 0);
-	KPT_OK(kpt_unreg(writer.dev, writer.id));
 	kvm_vm_free(writer.vm);
 	free(writer.ev);
 	return writer.made;
@@ -595,6 +652,28 @@ int kpt_debugfs_hooks(int *attached)
 }
 
 /* ---- the runner ---- */
+
+bool kpt_kvm_tracks(void)
+{
+	static int known = -1;
+
+	if (known < 0) {
+		int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+		int fd = ioctl(kvm, KVM_CREATE_VM, 0);
+
+		TEST_ASSERT(fd >= 0, "KVM_CREATE_VM: %s", strerror(errno));
+		known = kpt_inspect_fd(fd, 0, 0).external_tracking;
+		close(fd);
+		close(kvm);
+	}
+	return known;
+}
+
+void kpt_need_c_tracker(void)
+{
+	if (!kpt_kvm_tracks())
+		kpt_skip("kvm.ko has no tracker for other modules to take over from");
+}
 
 void kpt_skip(const char *fmt, ...)
 {

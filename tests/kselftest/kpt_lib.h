@@ -47,6 +47,15 @@ int kpt_main(const struct kpt_test *tests, int n, unsigned int modules);
  */
 extern bool (*kpt_complaint)(const char *record);
 bool kpt_is_complaint(const char *record);
+/*
+ * Whether kvm.ko tracks for other modules by itself.  If it does not, kpt_stock's
+ * calls of upstream's functions are -ENOSYS while kvm_page_track is not loaded.
+ */
+bool kpt_kvm_tracks(void);
+
+/* Skips the running test if it does not: there is no C tracker. */
+void kpt_need_c_tracker(void);
+
 /* Ends the running test as skipped. */
 void kpt_skip(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
 
@@ -170,10 +179,15 @@ void kpt_need_hugepages(int n);
  * A guest that writes 1, 2, 3... to a tracked page, and between two of these
  * @pace times to a page that is not, with a notifier of @type on @dev that hears
  * of it.  Whatever is done meanwhile: every write arrives once and in order.
+ *
+ * On kpt_stock, if kvm.ko does not track by itself, page and notifier come with
+ * kpt_attach() and go before kpt_detach(); what is written in between arrives.
  */
 struct kvm_vm *kpt_writer_start(int dev, u32 type, u64 pace);
 /* So many have arrived. */
 u64 kpt_writer_heard(void);
+/* Whether the page is tracked without kvm_page_track as well. */
+bool kpt_writer_stays(void);
 /* The guest ends and all is compared: returns how many writes it has made. */
 u64 kpt_writer_stop(void);
 

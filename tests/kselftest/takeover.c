@@ -65,6 +65,7 @@ static void tracked_before_insmod(void)
 	int a, b, lpage, refs;
 	u32 users;
 
+	kpt_need_c_tracker();
 	make();
 	users = kpt_inspect(vm, 0, 0).users_count;
 	a = reg();
@@ -127,6 +128,7 @@ static void undone_by_us(void)
 	u32 users;
 	int a;
 
+	kpt_need_c_tracker();
 	make();
 	users = kpt_inspect(vm, 0, 0).users_count;
 	a = reg();
@@ -170,6 +172,7 @@ static void tracked_through_us(void)
 {
 	int id, i;
 
+	kpt_need_c_tracker();
 	make();
 	id = reg();
 	kpt_attach();
@@ -193,22 +196,46 @@ static void tracked_through_us(void)
 	kvm_vm_free(vm);
 }
 
-/* A VM that only we tracked: C does not look at its counters. */
+/*
+ * A VM that only we tracked: C does not look at its counters.  What was not taken
+ * back goes with the module, and does not come back with it.
+ */
 static void tracked_by_us_alone(void)
 {
-	int id;
+	int id, lpage;
 
 	make();
+	lpage = kpt_inspect(vm, 0, KPT_GFN).lpage_2m;
 	kpt_attach();
 	id = reg();
 	KPT_OK(kpt_add(vm, KPT_GFN + 1));
+	KPT_OK(kpt_add(vm, KPT_GFN + 1));
+	KPT_OK(kpt_add(vm, KPT_GFN + 3));
 	write_page(1, 1);
 	KPT_OK(kpt_unreg(kpt_dev, id));
 	KPT_EQ(kpt_inspect(vm, 0, 0).external_enabled, 0);
 	/* left behind: the guest must not notice */
 	kpt_detach();
+	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).slot_sum, 0);
+	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).lpage_2m, lpage);
 	write_page(1, 0);
 	write_page(2, 0);
+	write_page(3, 0);
+	/* the same page again, which the guest has written meanwhile */
+	kpt_attach();
+	KPT_REFUSED(vm, KPT_GFN + 1, kpt_remove(vm, KPT_GFN + 1), ENOENT);
+	id = reg();
+	KPT_OK(kpt_add(vm, KPT_GFN + 1));
+	KPT_EQ(kpt_count(vm, KPT_GFN + 1), 1);
+	write_page(1, 1);
+	write_page(3, 0);
+	KPT_OK(kpt_remove(vm, KPT_GFN + 1));
+	KPT_OK(kpt_unreg(kpt_dev, id));
+	kpt_detach();
+	if (!kpt_kvm_tracks()) {
+		kvm_vm_free(vm);
+		return;
+	}
 	/* a first registration through C finds the counters that are there */
 	id = reg();
 	KPT_EQ(kpt_inspect(vm, 0, 0).external_enabled, 1);
@@ -228,6 +255,7 @@ static void memslots_made_meanwhile(void)
 	struct kpt_event ev[4];
 	int id, i;
 
+	kpt_need_c_tracker();
 	make();
 	id = reg();
 	kpt_attach();
@@ -281,6 +309,7 @@ static void made_here_freed_there(void)
 	kpt_detach();
 	kvm_vm_free(vm);
 
+	kpt_need_c_tracker();
 	make();
 	id = reg();
 	KPT_OK(kpt_add(vm, KPT_GFN + 1));
@@ -297,6 +326,7 @@ static void back_and_forth(void)
 {
 	int id, i;
 
+	kpt_need_c_tracker();
 	make();
 	id = reg();
 	for (i = 1; i <= 4; i++) {
