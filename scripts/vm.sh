@@ -82,6 +82,10 @@ cat "$initrd" >"$own"
 
 # What this kernel needs (scripts/debug-kernel.sh).
 [ ! -e /kernel/cmdline ] || append="$(cat /kernel/cmdline) $append"
+# KVM on PREEMPT_RT wants a TSC that QEMU cannot promise, though its TSC is one.
+case $(cat /kernel/release) in
+*-rt-*) append="setcpuid=constant_tsc $append" ;;
+esac
 
 qemu=(
 	qemu-system-x86_64 -accel "$accel" -cpu max -smp "$smp" -m "$mem" -M q35
