@@ -356,13 +356,18 @@ impl<T: Linked> NotifierList<T> {
         self.inner.as_ref().map(|inner| &**inner)
     }
 
+    /// Whether something can be inserted.
+    pub(crate) fn is_open(&self) -> bool {
+        self.inner.as_ref().is_some()
+    }
+
     /// Makes what the first insertion needs. One caller at a time. Sleeps.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
     pub(crate) fn open(&self) -> Result {
-        if self.inner.as_ref().is_none() {
+        if !self.is_open() {
             let inner = KBox::pin_init(Inner::new(), GFP_KERNEL_ACCOUNT)?;
             self.inner.populate(inner);
         }

@@ -78,6 +78,9 @@ impl Vm {
     ///
     /// `ENOMEM`.
     pub(crate) fn open_notifiers(&self) -> Result {
+        if self.notifiers.is_open() {
+            return Ok(());
+        }
         let _write = TABLE_WRITE.lock();
         self.notifiers.open()
     }
@@ -88,6 +91,9 @@ impl Vm {
     ///
     /// `ENOMEM`.
     pub(crate) fn open_clients(&self) -> Result {
+        if self.clients.is_open() {
+            return Ok(());
+        }
         let _write = TABLE_WRITE.lock();
         self.clients.open()
     }
