@@ -126,7 +126,8 @@ u64 kpt_load_and_unload(u64 cycles)
 
 	for (i = 0; i < cycles; i++) {
 		kpt_attach();
-		usleep(20000);
+		/* the storm may have to wait for the module */
+		usleep(kpt_kvm_tracks() ? 20000 : 300000);
 		writer_leaves();
 		for (k = 0; k < 3000; k++) {
 			r = kpt_mod_unload(MODULE);
