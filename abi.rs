@@ -35,6 +35,34 @@ unsafe fn check<'a>(kvm: *mut bindings::kvm, mode: c_uint) -> Result<&'a Kvm> {
     Ok(unsafe { Kvm::from_ptr(kvm) })
 }
 
+/// Adds a page.
+///
+/// # Safety
+///
+/// `kvm` is NULL or a VM that the caller keeps alive.
+#[inline(always)]
+unsafe fn add(kvm: *mut bindings::kvm, gfn: Gfn, mode: c_uint) -> c_int {
+    from_result(|| {
+        // SAFETY: The caller's promise.
+        let kvm = unsafe { check(kvm, mode) }?;
+        tracker::add(kvm, gfn).map(|()| 0)
+    })
+}
+
+/// Removes a page.
+///
+/// # Safety
+///
+/// As [`add`].
+#[inline(always)]
+unsafe fn remove(kvm: *mut bindings::kvm, gfn: Gfn, mode: c_uint) -> c_int {
+    from_result(|| {
+        // SAFETY: The caller's promise.
+        let kvm = unsafe { check(kvm, mode) }?;
+        tracker::remove(kvm, gfn).map(|()| 0)
+    })
+}
+
 /// See the C header.
 ///
 /// # Safety
@@ -46,11 +74,8 @@ unsafe extern "C" fn kvm_page_track_add_page(
     gfn: Gfn,
     mode: c_uint,
 ) -> c_int {
-    from_result(|| {
-        // SAFETY: The caller's promise.
-        let kvm = unsafe { check(kvm, mode) }?;
-        tracker::add(kvm, gfn).map(|()| 0)
-    })
+    // SAFETY: The caller's promise.
+    unsafe { add(kvm, gfn, mode) }
 }
 
 /// See the C header.
@@ -64,11 +89,8 @@ unsafe extern "C" fn kvm_page_track_remove_page(
     gfn: Gfn,
     mode: c_uint,
 ) -> c_int {
-    from_result(|| {
-        // SAFETY: The caller's promise.
-        let kvm = unsafe { check(kvm, mode) }?;
-        tracker::remove(kvm, gfn).map(|()| 0)
-    })
+    // SAFETY: The caller's promise.
+    unsafe { remove(kvm, gfn, mode) }
 }
 
 /// See the C header.
@@ -207,7 +229,7 @@ unsafe extern "C" fn kvm_page_track_unregister_client(
     }
 }
 
-/// `kvm_write_track_add_gfn()`: upstream's name of [`kvm_page_track_add_page`]. What may sleep in it
+/// `kvm_write_track_add_gfn()`: upstream's name of `kvm_page_track_add_page()`. What may sleep in it
 /// takes the guard itself.
 ///
 /// # Safety
@@ -216,10 +238,10 @@ unsafe extern "C" fn kvm_page_track_unregister_client(
 pub(crate) unsafe extern "C" fn write_track_add_gfn(kvm: *mut bindings::kvm, gfn: Gfn) -> c_int {
     let _guard = guard::enter_if_locks_sleep();
     // SAFETY: The caller's promise.
-    unsafe { kvm_page_track_add_page(kvm, gfn, WRITE) }
+    unsafe { add(kvm, gfn, WRITE) }
 }
 
-/// `kvm_write_track_remove_gfn()`: upstream's name of [`kvm_page_track_remove_page`].
+/// `kvm_write_track_remove_gfn()`: upstream's name of `kvm_page_track_remove_page()`.
 ///
 /// # Safety
 ///
@@ -227,7 +249,7 @@ pub(crate) unsafe extern "C" fn write_track_add_gfn(kvm: *mut bindings::kvm, gfn
 pub(crate) unsafe extern "C" fn write_track_remove_gfn(kvm: *mut bindings::kvm, gfn: Gfn) -> c_int {
     let _guard = guard::enter_if_locks_sleep();
     // SAFETY: The caller's promise.
-    unsafe { kvm_page_track_remove_page(kvm, gfn, WRITE) }
+    unsafe { remove(kvm, gfn, WRITE) }
 }
 
 /// `kvm_page_track_register_notifier()`.

@@ -12,6 +12,7 @@
 #include "helpers.h"
 
 /* Constants that bindgen cannot see as macros. */
+static const unsigned int KPT_ADDRESS_SPACES = KVM_MAX_NR_ADDRESS_SPACES;
 static const unsigned int KPT_SLOT_INVALID = KVM_MEMSLOT_INVALID;
 static const unsigned int KPT_UPDATE_IN_PROGRESS_BIT =
 	__builtin_ctzll(KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS);

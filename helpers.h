@@ -66,7 +66,7 @@ void kpt_xa_init(struct xarray *xa);
 int kpt_xa_insert(struct xarray *xa, unsigned long index, void *entry);
 
 /*
- * Rust for C: called by kvm_without_tracking.c, which is only built where KVM
+ * Rust for C: called by kvm_without_tracking_edge.c, which is only built where KVM
  * does not track for other modules.
  */
 void kpt_vm_dies(struct kvm *kvm);

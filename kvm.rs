@@ -108,8 +108,12 @@ impl Kvm {
     }
 
     /// Takes a reference that keeps the VM from being destroyed, without a scope.
-    pub(crate) fn get(&self) {
-        // SAFETY: By the type invariant the count is above zero.
+    ///
+    /// # Safety
+    ///
+    /// The VM has users: somebody has a reference.
+    pub(crate) unsafe fn get(&self) {
+        // SAFETY: The caller's promise: the count is above zero.
         unsafe { bindings::kvm_get_kvm(self.as_ptr()) };
     }
 
@@ -140,9 +144,14 @@ impl Kvm {
     /// is not a memslot itself can be read at any time.
     #[inline(always)]
     fn active_set(&self, as_id: u16) -> *mut bindings::kvm_memslots {
-        // SAFETY: By the type invariant. `as_id` is that of a memslot or a constant, hence in
-        // bounds, and is masked so that this holds without trusting it.
-        unsafe { read_once(addr_of!((*self.as_ptr()).memslots[usize::from(as_id & 1)])) }
+        /// 1 in a kernel without system management mode.
+        const SPACES: usize = bindings::KPT_ADDRESS_SPACES as usize;
+        // SAFETY: By the type invariant; the index is in bounds.
+        unsafe {
+            read_once(addr_of!(
+                (*self.as_ptr()).memslots[usize::from(as_id) % SPACES]
+            ))
+        }
     }
 
     /// Whether the memslots of an address space are being replaced right now.
@@ -292,7 +301,7 @@ impl<'a> Slots<'a> {
     /// Whether an address space has any memslot: a cheap question before [`Slots::find`].
     #[inline(always)]
     pub(crate) fn may_have(self, as_id: u16) -> bool {
-        !self.kvm.has_no_slots(as_id)
+        u32::from(as_id) < bindings::KPT_ADDRESS_SPACES && !self.kvm.has_no_slots(as_id)
     }
 
     /// Finds the memslot of an address space that holds `gfn`.

@@ -6,7 +6,7 @@
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `arch/x86/include/asm/kvm_page_track.h`.
 
-use crate::kvm::{Gfn, Gpa, Kvm, Memslot, MmuWrite};
+use crate::kvm::{Gfn, Gpa, Kvm, Memslot};
 use crate::mmu_hooks::{self, hooks};
 use crate::notifier_list::{Head, Node, Written};
 use crate::{abi, bindings, memslot};
@@ -122,14 +122,16 @@ impl<'k> Notifiers<'k> {
     /// # Safety
     ///
     /// The notifier is in no other list.
-    pub(crate) unsafe fn insert(self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
-        // SAFETY: The caller's promise; the rest is the invariant of `Node`.
-        unsafe { self.head().insert(node, mmu) }
+    pub(crate) unsafe fn insert(self, node: &Node) -> bool {
+        // SAFETY: The lock is that of the VM; the rest is the caller's promise and the invariant of
+        // `Node`.
+        unsafe { self.head().insert(node, &self.kvm.lock_mmu()) }
     }
 
     /// Takes a notifier out. False if it is not there.
-    pub(crate) fn remove(self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
-        self.head().remove(node, mmu)
+    pub(crate) fn remove(self, node: &Node) -> bool {
+        // SAFETY: The lock is that of the VM.
+        unsafe { self.head().remove(node, &self.kvm.lock_mmu()) }
     }
 
     /// Calls `f` for every notifier, in a read section that may sleep.

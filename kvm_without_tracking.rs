@@ -9,7 +9,7 @@
 //! `kvm_mmu_track_write()` and `kvm_mmu_uninit_vm()` of `mmu.c`, `kvm_arch_commit_memory_region()` of
 //! `x86.c`.
 
-use crate::kvm::{Gfn, Gpa, Kvm, Memslot, MmuWrite};
+use crate::kvm::{Gfn, Gpa, Kvm, Memslot};
 use crate::mmu_hooks::{self, hooks};
 use crate::notifier_list::{Node, NotifierList, Written};
 use crate::{abi, bindings, vm};
@@ -23,7 +23,7 @@ pub(crate) const OBSERVED: &str = " and 3 observed";
 pub(crate) const ATTACHED: &str = "external write tracking provided";
 pub(crate) const DETACHED: &str = "nothing is tracked for other modules any more";
 
-/// Stubs of `kvm_without_tracking_stubs.S`. They call the functions of `kvm_without_tracking.c`, and
+/// Stubs of `kvm_without_tracking_stubs.S`. They call the functions of `kvm_without_tracking_edge.c`, and
 /// these the ones below.
 mod stubs {
     extern "C" {
@@ -137,6 +137,7 @@ pub(crate) type Place = NotifierList<Node>;
 /// The list of a VM.
 #[derive(Clone, Copy)]
 pub(crate) struct Notifiers<'k> {
+    kvm: &'k Kvm,
     /// Nothing if the module knows nothing of the VM.
     list: Option<&'k NotifierList<Node>>,
 }
@@ -146,6 +147,7 @@ impl<'k> Notifiers<'k> {
     #[inline(always)]
     pub(crate) fn of(kvm: &'k Kvm) -> Self {
         Self {
+            kvm,
             list: vm::find(kvm).map(|vm| &vm.notifiers),
         }
     }
@@ -161,15 +163,17 @@ impl<'k> Notifiers<'k> {
     /// # Safety
     ///
     /// The notifier is in no other list.
-    pub(crate) unsafe fn insert(self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
-        // SAFETY: The caller's promise.
+    pub(crate) unsafe fn insert(self, node: &Node) -> bool {
+        // SAFETY: The lock is that of the VM; the rest is the caller's promise.
         self.list
-            .is_some_and(|list| unsafe { list.insert(node, mmu) })
+            .is_some_and(|list| unsafe { list.insert(node, &self.kvm.lock_mmu()) })
     }
 
     /// Takes a notifier out. False if it is not there.
-    pub(crate) fn remove(self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
-        self.list.is_some_and(|list| list.remove(node, mmu))
+    pub(crate) fn remove(self, node: &Node) -> bool {
+        // SAFETY: The lock is that of the VM.
+        self.list
+            .is_some_and(|list| unsafe { list.remove(node, &self.kvm.lock_mmu()) })
     }
 
     /// Calls `f` for every notifier, in a read section that may sleep.

@@ -135,6 +135,9 @@ fn carry_over(new: &NewSlot<'_>, old: &Memslot) -> Result {
     };
     let (from, to, npages) = (old.base_gfn(), new.slot().base_gfn(), old.npages());
     for i in 0..npages {
+        if i % BATCH == 0 {
+            kvm::reschedule();
+        }
         let count = counters.get(from + i);
         if count != 0 {
             new.disallow_large_page(to + i, count);
@@ -204,7 +207,7 @@ fn recount(mmu: &MmuWrite<'_>, page: Page<'_>, change: impl FnOnce(u16) -> Optio
 /// Number of pages of a VM that somebody outside KVM tracks, by looking at every counter. Sleeps.
 pub(crate) fn tracked_pages(kvm: &Kvm) -> u64 {
     let mut pages = 0;
-    for_each_counted(kvm, |page, counters| {
+    for_each_counted(kvm.read_slots().slots(), |page, counters| {
         pages += u64::from(has_external(kvm, counters, page.gfn()));
     });
     pages
@@ -224,10 +227,17 @@ pub(crate) fn has_external(kvm: &Kvm, counters: Counters<'_>, gfn: Gfn) -> bool 
 
 /// Takes back every external add of a VM, on behalf of whoever has not. Sleeps.
 ///
-/// To be called when nobody can add any more. Without it the next insmod would find pages that count
-/// as tracked and that C, which does not look, has mapped writable meanwhile.
-pub(crate) fn untrack_all(kvm: &Kvm) {
-    for_each_counted(kvm, |page, counters| {
+/// To be called when nobody can add through us any more. Without it the next insmod would find pages
+/// that count as tracked and that C, which does not look, has mapped writable meanwhile. Nothing is
+/// taken back if `unless` says so: C sets its flag under the lock that is held meanwhile, before it
+/// counts anything for others; and a memslot that moves is at its new place.
+pub(crate) fn untrack_all(kvm: &Kvm, unless: impl FnOnce() -> bool) {
+    let section = kvm.read_slots();
+    let _locked = section.slots().lock_arch();
+    if unless() {
+        return;
+    }
+    for_each_counted(section.slots(), |page, counters| {
         let mmu = kvm.lock_mmu();
         let count = counters.get(page.gfn());
         let of_kvm = count.min(mmu.shadow_page_tables(page.gfn()));
@@ -238,12 +248,12 @@ pub(crate) fn untrack_all(kvm: &Kvm) {
     });
 }
 
+/// Pages looked at between two offers of the processor to others.
+const BATCH: u64 = 1 << 16;
+
 /// Calls `f` for every page of address space 0 whose count is not zero. Sleeps.
-fn for_each_counted(kvm: &Kvm, mut f: impl FnMut(Page<'_>, Counters<'_>)) {
-    /// Pages looked at between two offers of the processor to others.
-    const BATCH: u64 = 1 << 16;
-    kvm.read_slots()
-        .slots()
+fn for_each_counted(slots: Slots<'_>, mut f: impl FnMut(Page<'_>, Counters<'_>)) {
+    slots
         .for_each(|slot| {
             let Some(counters) = slot.counters().filter(|_| slot.as_id() == 0) else {
                 return Ok(());

@@ -13,6 +13,7 @@
 use crate::bindings;
 use crate::ftrace::Hook;
 use crate::guard;
+use crate::inline_atomic::smp_mb;
 use crate::kvm::{Gfn, Gpa, Kvm, Memslot, NewSlot};
 use crate::kvm_symbols::resolve;
 use crate::notifier_list::Written;
@@ -83,6 +84,10 @@ pub(crate) unsafe extern "C" fn gfn_is_write_tracked(
 ///
 /// KVM's arguments; the caller is a vCPU task inside a `kvm->srcu` read section.
 pub(crate) unsafe extern "C" fn write(kvm: &Kvm, gpa: Gpa, new: *const u8, bytes: c_int) {
+    // Whoever is told of nothing has added the page after the guest's write was visible: the write
+    // first, then the count. Pairs with the barrier in `tracker::add_locked`; KVM has the same pair in
+    // kvm_mmu_track_write() and account_shadowed().
+    smp_mb();
     if !notifier::anybody_listens(kvm) {
         return;
     }
@@ -184,12 +189,13 @@ pub(crate) fn detach() {
     guard::drain();
 }
 
-/// What other modules have left tracked is tracked no more, unless C knows of it and goes on.
+/// What other modules have left tracked is tracked no more, unless C goes on with it; or, after a
+/// forced unload, whoever is registered.
 fn forget_all() {
     vm::for_each(|kvm, _| {
-        if !provider::enabled_by_c(kvm) {
-            memslot::untrack_all(kvm);
-        }
+        memslot::untrack_all(kvm, || {
+            provider::enabled_by_c(kvm) || notifier::is_pinned_by(kvm)
+        });
         Ok(())
     })
     // The closure does not fail.

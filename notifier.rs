@@ -68,16 +68,17 @@ pub(crate) fn register(kvm: &Kvm, node: &Node) -> Result {
     if pinned.iter().any(|entry| entry.node == node.address()) {
         return Err(EEXIST);
     }
-    // SAFETY: The node is in no list of those who registered through us. If C has it in the list of
-    // another VM, since before insmod, its owner has broken upstream's contract then.
-    if !unsafe { Notifiers::of(kvm).insert(node, &kvm.lock_mmu()) } {
+    // SAFETY: It is in the list of no other VM: not through us, and that it is not since before insmod,
+    // and is not the node of a client that is registered, is the contract of the C API.
+    if !unsafe { Notifiers::of(kvm).insert(node) } {
         return Err(EEXIST);
     }
     pinned.push_within_capacity(Pinned {
         kvm: kvm.key(),
         node: node.address(),
     })?;
-    kvm.get();
+    // SAFETY: The caller has a reference.
+    unsafe { kvm.get() };
     pin.keep();
     Ok(())
 }
@@ -92,7 +93,7 @@ pub(crate) fn unregister(kvm: &Kvm, node: &Node) {
     let mut pin = None;
     {
         let mut pinned = PINNED.lock();
-        if !notifiers.remove(node, &kvm.lock_mmu()) {
+        if !notifiers.remove(node) {
             return;
         }
         let entry = Pinned {
@@ -115,12 +116,10 @@ pub(crate) fn unregister(kvm: &Kvm, node: &Node) {
 
 /// Waits for callbacks that run without a guard. Sleeps.
 ///
-/// There are none unless the module is unloaded by force: registered notifiers pin it. To be called
-/// when no event comes any more, but VMs that die still do.
+/// There are some if the module is unloaded by force, or if a notifier was registered through C
+/// between the last look at C's flag and that at the list ([`write_emulated`]). To be called when no
+/// event comes any more, but VMs that die still do.
 pub(crate) fn drain() {
-    if PINNED.lock().is_empty() && !vm::any_client() {
-        return;
-    }
     // The closures do not fail.
     vm::for_each(|kvm, _| {
         Notifiers::of(kvm).synchronize();
@@ -136,15 +135,20 @@ pub(crate) fn drain() {
     .ok();
 }
 
+/// Whether a notifier of a VM was registered through us.
+pub(crate) fn is_pinned_by(kvm: &Kvm) -> bool {
+    PINNED.lock().iter().any(|entry| entry.kvm == kvm.key())
+}
+
 /// Frees the memory of the list, at module exit.
 pub(crate) fn exit() {
     *PINNED.lock() = KVec::new();
 }
 
-/// Hands every VM with notifiers that pin us over to C, before a forced unload. Sleeps.
+/// Hands every VM with notifiers that pin us over to C, if C can track, before a forced unload. Sleeps.
 pub(crate) fn hand_over_all() {
     vm::for_each(|kvm, _| {
-        if PINNED.lock().iter().any(|entry| entry.kvm == kvm.key()) {
+        if is_pinned_by(kvm) {
             pr_warn!(
                 "unloaded by force while a notifier of the VM of process {} is registered\n",
                 kvm.userspace_pid()
@@ -170,13 +174,9 @@ pub(crate) fn register_client(kvm: &Kvm, client: &Client) -> Result {
     let vm = vm::find_or_create(kvm)?;
     vm.open_clients()?;
     // Before the client can be found, hence unregistered.
-    kvm.get();
-    let mmu = kvm.lock_mmu();
-    // SAFETY: As has just been asked; another VM's lock does not keep it from being registered there
-    // meanwhile, its owner does.
-    let inserted = !client.is_linked(&mmu) && unsafe { vm.clients.insert(client, &mmu) };
-    drop(mmu);
-    if !inserted {
+    // SAFETY: The caller has a reference.
+    unsafe { kvm.get() };
+    if !vm.insert_client(client) {
         // SAFETY: The reference just taken; the caller has another.
         unsafe { kvm.put() };
         return Err(EEXIST);
@@ -189,7 +189,7 @@ pub(crate) fn register_client(kvm: &Kvm, client: &Client) -> Result {
 /// Unregisters a client (`kvm_page_track_unregister_client()`). As [`unregister`].
 pub(crate) fn unregister_client(kvm: &Kvm, client: &Client) {
     let Some(vm) = vm::find(kvm) else { return };
-    if !vm.clients.remove(client, &kvm.lock_mmu()) {
+    if !vm.remove_client(client) {
         return;
     }
     vm::uncount_client();

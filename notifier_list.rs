@@ -187,7 +187,7 @@ impl<'a> Head<'a> {
     ///
     /// The caller is in a read section of the list's SRCU, or holds `mmu_lock` for write.
     #[inline(always)]
-    unsafe fn walk(self, mut f: impl FnMut(&'a Node) -> bool) {
+    unsafe fn walk(self, mut f: impl FnMut(&Node) -> bool) {
         // What a link points to was initialised before it was linked, and is reached through the
         // link: the dependency orders the loads, as in rcu_dereference().
         // SAFETY: By the contract of `new`.
@@ -209,7 +209,7 @@ impl<'a> Head<'a> {
     /// # Safety
     ///
     /// The caller is in a read section of the list's SRCU.
-    pub(crate) unsafe fn for_each(self, mut f: impl FnMut(&'a Node)) {
+    pub(crate) unsafe fn for_each(self, mut f: impl FnMut(&Node)) {
         // SAFETY: The caller's promise.
         unsafe {
             self.walk(|node| {
@@ -252,7 +252,7 @@ impl<'a> Head<'a> {
     /// # Safety
     ///
     /// The node is in no other list, and stays valid until [`Head::remove`] and a grace period of
-    /// the list's SRCU.
+    /// the list's SRCU. The lock is that of the VM that the list belongs to.
     pub(crate) unsafe fn insert(self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
         if self.contains(node, mmu) {
             return false;
@@ -263,7 +263,11 @@ impl<'a> Head<'a> {
     }
 
     /// Takes a node out. False if it is not there.
-    pub(crate) fn remove(self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
+    ///
+    /// # Safety
+    ///
+    /// The lock is that of the VM that the list belongs to.
+    pub(crate) unsafe fn remove(self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
         if !self.contains(node, mmu) {
             return false;
         }
@@ -383,7 +387,7 @@ impl<T: Linked> NotifierList<T> {
     ///
     /// # Safety
     ///
-    /// The node is in no other list.
+    /// The node is in no other list. The lock is that of the VM that this one belongs to.
     pub(crate) unsafe fn insert(&self, node: &T, mmu: &MmuWrite<'_>) -> bool {
         // SAFETY: The caller's promise; the rest is the invariant of `Node`.
         self.inner()
@@ -391,9 +395,14 @@ impl<T: Linked> NotifierList<T> {
     }
 
     /// Takes a node out. False if it is not there.
-    pub(crate) fn remove(&self, node: &T, mmu: &MmuWrite<'_>) -> bool {
+    ///
+    /// # Safety
+    ///
+    /// The lock is that of the VM that the list belongs to.
+    pub(crate) unsafe fn remove(&self, node: &T, mmu: &MmuWrite<'_>) -> bool {
+        // SAFETY: The caller's promise.
         self.inner()
-            .is_some_and(|inner| inner.head().remove(node.node(), mmu))
+            .is_some_and(|inner| unsafe { inner.head().remove(node.node(), mmu) })
     }
 
     /// Calls `f` for every node, in a read section that may sleep.
@@ -454,12 +463,17 @@ mod tests {
         !client.is_linked(mmu) && unsafe { list.insert(client, mmu) }
     }
 
+    fn remove(list: &NotifierList<Client>, client: &Client, mmu: &MmuWrite<'_>) -> bool {
+        // SAFETY: Nobody else knows these lists.
+        unsafe { list.remove(client, mmu) }
+    }
+
     #[test]
     fn a_list_that_is_not_open_is_empty() {
         with_clients(|list, a, _, mmu| {
             assert!(list.is_empty());
             assert!(!insert(list, a, mmu));
-            assert!(!list.remove(a, mmu));
+            assert!(!remove(list, a, mmu));
             list.for_each(|_| unreachable!());
             list.synchronize();
         });
@@ -473,8 +487,8 @@ mod tests {
             assert!(!insert(list, a, mmu));
             assert!(insert(list, b, mmu));
             assert_eq!(addresses(list).len(), 2);
-            assert!(list.remove(a, mmu));
-            assert!(!list.remove(a, mmu));
+            assert!(remove(list, a, mmu));
+            assert!(!remove(list, a, mmu));
             assert_eq!(addresses(list).len(), 1);
             assert_eq!(addresses(list)[0], b.node().address());
             assert!(insert(list, a, mmu));
@@ -490,10 +504,10 @@ mod tests {
             other.open().unwrap();
             assert!(insert(list, a, mmu));
             assert!(!insert(&other, a, mmu));
-            assert!(!other.remove(a, mmu));
-            assert!(list.remove(a, mmu));
+            assert!(!remove(&other, a, mmu));
+            assert!(remove(list, a, mmu));
             assert!(insert(&other, a, mmu));
-            assert!(other.remove(a, mmu));
+            assert!(remove(&other, a, mmu));
         });
     }
 

@@ -11,7 +11,7 @@
 //!
 //! [`owners`] knows which counts are not KVM's, [`vm`] what belongs to which VM. [`provider`] is what
 //! differs between a KVM that tracks for other modules and one that does not. The edges to C are
-//! [`provider`], [`kvm`], [`notifier_list`], [`inline_load`], [`xa`], [`guard`], [`module_pin`],
+//! [`provider`], [`kvm`], [`notifier_list`], [`inline_atomic`], [`xa`], [`guard`], [`module_pin`],
 //! [`ftrace`], [`kvm_symbols`], [`kvm_functions`], [`mmu_hooks`], [`debugfs`] and [`abi`]; of the rest
 //! only [`vm`] and [`notifier`] say `unsafe`, where a reference is taken across a function.
 
@@ -22,7 +22,7 @@ mod bindings;
 mod debugfs;
 mod ftrace;
 mod guard;
-mod inline_load;
+mod inline_atomic;
 mod kvm;
 mod kvm_functions;
 mod kvm_symbols;
@@ -91,7 +91,7 @@ impl kernel::Module for PageTrack {
 impl Drop for PageTrack {
     fn drop(&mut self) {
         self.debugfs = None;
-        // Only a forced unload finds live notifiers. C serves them from here on.
+        // Only a forced unload finds live notifiers. C serves them from here on, if it can.
         notifier::hand_over_all();
         mmu_hooks::detach();
         // SAFETY: Every hook is detached and drained, and a module that uses our symbols would have

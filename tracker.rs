@@ -9,6 +9,7 @@
 //! `arch/x86/kvm/mmu/page_track.c`.
 
 use crate::guard;
+use crate::inline_atomic::smp_mb;
 use crate::kvm::{Gfn, Kvm, Memslot, MmuWrite, Page, Slots};
 use crate::{memslot, owners, vm};
 use kernel::prelude::*;
@@ -112,6 +113,8 @@ fn add_locked(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result<bo
     let before = counters.get(gfn);
     let of_kvm = || mmu.shadow_page_tables(gfn);
     counters.set(mmu, gfn, owners::after_add(before, of_kvm)?);
+    // The count first, then what the caller reads of the page. Pairs with `mmu_hooks::write`.
+    smp_mb();
     mmu.disallow_large_page(page);
     // From the second add on there is no writable mapping: the count forbids it.
     let mut flush = before == 0 && mmu.write_protect(page);

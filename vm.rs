@@ -3,10 +3,10 @@
 //! What the module knows of a VM, and the table of all VMs it knows something of.
 //!
 //! A VM gets an entry with the first add, prepare or register, and loses it when it is destroyed
-//! (`kvm_page_track_cleanup()`) or when the module goes. So whoever has a [`Kvm`] may use the entry
+//! (`kvm_page_track_cleanup()` or `kvm_mmu_uninit_vm()`) or when the module goes. So whoever has a [`Kvm`] may use the entry
 //! as long.
 
-use crate::inline_load::load;
+use crate::inline_atomic::load;
 use crate::kvm::Kvm;
 use crate::notifier_list::{Client, NotifierList};
 use crate::provider::Place;
@@ -19,8 +19,7 @@ use kernel::sync::global_lock;
 
 /// The module's state of one VM.
 pub(crate) struct Vm {
-    /// The VM. Valid as long as the entry is in the table.
-    kvm: NonNull<Kvm>,
+    kvm: KvmPtr,
     /// Upstream's notifiers, unless they are in a list of KVM's own.
     pub(crate) notifiers: Place,
     /// Clients with `track_move_region`.
@@ -31,10 +30,13 @@ pub(crate) struct Vm {
     mover: Atomic<usize>,
 }
 
-// SAFETY: `kvm` is a pointer to something that any task may use; the rest is `Send`.
-unsafe impl Send for Vm {}
+/// The VM of an entry. Valid as long as the entry is in the table.
+struct KvmPtr(NonNull<Kvm>);
+
+// SAFETY: Any task may use a VM, which has locks of its own.
+unsafe impl Send for KvmPtr {}
 // SAFETY: As above.
-unsafe impl Sync for Vm {}
+unsafe impl Sync for KvmPtr {}
 
 /// [`Kvm::key`] to the address of a [`Vm`].
 // SAFETY: `init` sets it up before anything else uses it.
@@ -64,7 +66,7 @@ pub(crate) unsafe fn init() {
 impl Vm {
     fn new(kvm: &Kvm) -> Self {
         Self {
-            kvm: NonNull::from(kvm),
+            kvm: KvmPtr(NonNull::from(kvm)),
             notifiers: Place::new(),
             clients: NotifierList::new(),
             events: Atomic::new(0),
@@ -83,6 +85,25 @@ impl Vm {
         }
         let _write = TABLE_WRITE.lock();
         self.notifiers.open()
+    }
+
+    /// Adds a client. False if it is in a list already, or the list of this VM is not open.
+    pub(crate) fn insert_client(&self, client: &Client) -> bool {
+        let mmu = self.kvm().lock_mmu();
+        // SAFETY: The lock is that of the VM. The client is in no list: it has just been asked, and
+        // that it is not registered with another VM meanwhile is up to its owner.
+        !client.is_linked(&mmu) && unsafe { self.clients.insert(client, &mmu) }
+    }
+
+    /// Takes a client out. False if it is not there.
+    pub(crate) fn remove_client(&self, client: &Client) -> bool {
+        // SAFETY: The lock is that of the VM.
+        unsafe { self.clients.remove(client, &self.kvm().lock_mmu()) }
+    }
+
+    fn kvm(&self) -> &Kvm {
+        // SAFETY: Whoever has the entry has it from the table, which keeps the VM.
+        unsafe { self.kvm.0.as_ref() }
     }
 
     /// Makes the list of clients ready for an insertion. Sleeps.
@@ -184,14 +205,18 @@ unsafe fn free(address: usize) {
 ///
 /// The VM has no users left; nothing that `find` returned for it is used any more.
 pub(crate) unsafe fn destroyed(kvm: &Kvm) {
-    let _write = TABLE_WRITE.lock();
-    if let Some(address) = TABLE.load(kvm.key()) {
+    let address = {
+        let _write = TABLE_WRITE.lock();
+        let Some(address) = TABLE.load(kvm.key()) else {
+            return;
+        };
         vm_cache::remove(kvm.key());
         TABLE.erase(kvm.key());
-        // SAFETY: By the caller's promise nobody but `for_each` could use the entry, and that holds
-        // the lock.
-        unsafe { free(address) };
-    }
+        address
+    };
+    // SAFETY: By the caller's promise nobody but `for_each` could use the entry: that holds the lock,
+    // and does not find the entry any more.
+    unsafe { free(address) };
 }
 
 /// Calls `f` for every VM in the table. Sleeps.
@@ -206,7 +231,7 @@ pub(crate) fn for_each(mut f: impl FnMut(&Kvm, &Vm) -> Result) -> Result {
         // before the VM's memory goes.
         unsafe {
             let vm = &*(address as *const Vm);
-            f(vm.kvm.as_ref(), vm)?;
+            f(vm.kvm.0.as_ref(), vm)?;
         }
         from = key + 1;
     }

@@ -6,7 +6,7 @@
 //! together, without a lock: a sequence count tells them that they did. What a reader finds is that
 //! of its own VM or nothing, and that of its own VM cannot go away meanwhile ([`crate::vm`]).
 
-use crate::inline_load::load;
+use crate::inline_atomic::load;
 use kernel::sync::atomic::{Atomic, Relaxed, Release};
 
 /// Keys and addresses; a power of two.

@@ -53,7 +53,8 @@ enum kvm_page_track_mode {
  * This kernel's KVM tracks nothing for other modules, and <asm/kvm_page_track.h>
  * has only an empty struct kvm_page_track_notifier_node.  The name stands for
  * this one from here on, and kvm_page_track.ko has the functions.  What is written
- * for upstream's API builds unchanged with this header in place of that one.
+ * for upstream's API builds unchanged if every file that sees the name includes
+ * this header first: ccflags-y += -include .../kvm_page_track.h
  */
 struct kpt_notifier_node {
 	struct hlist_node node;
@@ -117,7 +118,7 @@ struct kvm_page_track_client {
  * @kvm: the VM; the caller's mm must be its mm
  * @client: the client, valid until kvm_page_track_unregister_client() returns
  *
- * Pins the VM and kvm_page_track.ko until the client is unregistered.
+ * Its node is not to be registered as a notifier meanwhile.  Pins the VM and kvm_page_track.ko until the client is unregistered.
  *
  * Return: 0, -EINVAL, -ESRCH, -EEXIST, -EOPNOTSUPP, -ENOMEM, -EAGAIN.
  */
@@ -218,7 +219,7 @@ int kvm_page_track_prepare(struct kvm *kvm, gfn_t gfn, unsigned long nr);
  * @mode: %KVM_PAGE_TRACK_WRITE
  *
  * Context: kvm->mmu_lock held for write, in a kvm->srcu read section in which
- * @slot was looked up.  Does not sleep.
+ * @slot was looked up.  Does not sleep (on PREEMPT_RT as the lock's holder may).
  *
  * Return: 0, -EINVAL, -EOVERFLOW, -ENOMEM (not prepared), -EAGAIN, -EOPNOTSUPP.
  */

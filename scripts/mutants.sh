@@ -23,7 +23,8 @@ scripts/in-root.sh make --no-print-directory module tests-build >"$work/build.lo
 
 # try NAME MACHINE PROGRAMS FILE SUBSTITUTION: prints "noticed ..." or "FAIL ..."
 try() {
-	local name=$1 vm=$2 programs=$3 file=$4 change=$5 dir=$work/$1 p
+	local name=$1 vm=$2 programs=$3 file=$4 change=$5 dir=$work/$1 p flavour=$KPT_FLAVOUR
+	[[ $vm != *@* ]] || flavour=${vm#*@}
 	mkdir -p "$dir/build"
 	git ls-files -z -co --exclude-standard | xargs -0 cp --parents -t "$dir" 2>/dev/null || true
 	cp -a build/tests build/module "$dir/build/"
@@ -34,7 +35,8 @@ try() {
 	fi
 	for p in $programs; do
 		# a broken module may hang its machine
-		if KPT_LIMIT=${KPT_LIMIT:-240} T=$p VM=$vm "$dir/scripts/test.sh" >"$dir/$p.log" 2>&1; then
+		if KPT_FLAVOUR=$flavour KPT_LIMIT=${KPT_LIMIT:-240} T=$p VM=${vm%@*} \
+			"$dir/scripts/test.sh" >"$dir/$p.log" 2>&1; then
 			continue
 		fi
 		if grep -q '^FAIL  build' "$dir/$p.log"; then
