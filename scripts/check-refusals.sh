@@ -73,6 +73,7 @@ refused CONFIG_KPROBES n
 refused CONFIG_HAVE_STATIC_CALL n
 
 # Every requirement is shown.
+# shellcheck disable=SC2016 # make's, not the shell's
 while read -r option; do
 	if ! grep -q "^refused $option " "$0"; then
 		echo "nothing shows that $option is needed"

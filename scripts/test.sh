@@ -131,7 +131,11 @@ for m in "${machines[@]}"; do
 	while [ "$(jobs -rp | wc -l)" -ge 2 ]; do
 		wait -n || true
 	done
-	run "$m" &
+	{
+		began=$SECONDS
+		run "$m"
+		echo $((SECONDS - began)) >"build/log/$m.seconds"
+	} &
 	pids+=($!)
 done
 wait
