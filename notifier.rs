@@ -8,6 +8,7 @@
 //! C source: `arch/x86/kvm/mmu/page_track.c`.
 
 use crate::guard;
+use crate::kernel_api::EOPNOTSUPP;
 use crate::kvm::{gpa_to_gfn, Kvm, Memslot, Slots};
 use crate::memslot;
 use crate::module_pin::ModulePin;

@@ -9,6 +9,7 @@
 //! `arch/x86/kvm/mmu/page_track.c`.
 
 use crate::guard;
+use crate::kernel_api::EOPNOTSUPP;
 use crate::kvm::{Gfn, Kvm, Memslot, MmuWrite, Page, Slots};
 use crate::{memslot, owners, vm};
 use kernel::prelude::*;

@@ -95,7 +95,7 @@ make_root() {
 	run_logged "$logs/toolchain-$KPT_SUITE.log" "making the toolchain root, Debian $KPT_SUITE (about 1 min)" \
 		mmdebstrap --mode=root --variant=minbase --format=directory \
 		--keyring="$KPT_KEYRING" --include="$(root_packages)" "${options[@]}" \
-		"$KPT_SUITE" "$tmp" "$KPT_CACHE/sources-$KPT_SUITE.tmp" || { rm -rf "$tmp"; exit 1; }
+		"$KPT_SUITE" "$tmp" "$KPT_CACHE/sources-$KPT_SUITE.tmp" || { rm -rf "$tmp" "$KPT_CACHE/sources-$KPT_SUITE.tmp"; exit 1; }
 	rm -f "$KPT_CACHE/sources-$KPT_SUITE.tmp"
 	mkdir -p "$tmp/src" "$tmp/kernel"
 	mv "$tmp" "$root"
@@ -158,7 +158,7 @@ fetch_kernel='
 '
 
 make_kernel() {
-	local rel dir tmp
+	local rel dir
 	KPT_KERNEL_DIR=$KPT_CACHE/empty
 	mkdir -p "$KPT_KERNEL_DIR"
 	export KPT_KERNEL_DIR
@@ -179,7 +179,7 @@ make_kernel() {
 		say "kernel: Linux $rel from $KPT_KERNEL_SUITE"
 		rm -rf "$tmp"
 		mkdir -p "$tmp"
-		trap 'rm -rf "$tmp"' EXIT
+		trap 'rm -rf "${tmp:-}"' EXIT
 		KPT_KERNEL_DIR=$tmp
 		run_logged "$logs/kernel-fetch-$rel.log" "fetching the kernel packages (about 300 MB)" \
 			"$KPT_TOP/scripts/in-root.sh" sh -c "$fetch_kernel" sh "$rel"
