@@ -1,10 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# Show that a kernel that lacks what the module needs is refused by name, before
-# anything is compiled: check-refusals.sh, in the toolchain root.
+# Show that a kernel that lacks what the module needs is refused by name:
+# check-refusals.sh, in the toolchain root.
 #
-# Each refusal is a tree that differs from $KDIR in one line of its auto.conf.
+# Each refusal is a tree that differs from $KDIR in one line of its auto.conf or of
+# one of KVM's headers.
 # (The refusals at load are the machine "refusals" of scripts/test.sh.)
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -14,16 +15,29 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 tree=$work/tree
-conf=$tree/include/config/auto.conf
+conf=include/config/auto.conf
 release=$(cat "$KDIR/include/config/kernel.release")
 bad=0 n=0
 
-# $KDIR but for its configuration, which is a copy.
-mkdir -p "$tree/include/config"
-find "$KDIR" -mindepth 1 -maxdepth 1 ! -name include -exec ln -s -t "$tree" {} +
-find "$KDIR/include" -mindepth 1 -maxdepth 1 ! -name config -exec ln -s -t "$tree/include" {} +
-find "$KDIR/include/config" -mindepth 1 -maxdepth 1 ! -name auto.conf \
-	-exec ln -s -t "$tree/include/config" {} +
+# A tree of links to $KDIR, in which own FILE makes a file that can be changed.
+links() {
+	mkdir -p "$2"
+	find "$1" -mindepth 1 -maxdepth 1 -exec ln -s -t "$2" {} +
+}
+own() {
+	local dir=. parts part
+	IFS=/ read -ra parts <<<"$(dirname "$1")"
+	for part in "${parts[@]}"; do
+		dir=$dir/$part
+		if [ -L "$tree/$dir" ]; then
+			rm "$tree/$dir"
+			links "$KDIR/$dir" "$tree/$dir"
+		fi
+	done
+	rm -f "$tree/$1"
+	cp "$KDIR/$1" "$tree/$1"
+}
+links "$KDIR" "$tree"
 
 # build TARGET: what make of that kernel says to our Kbuild
 build() {
@@ -33,49 +47,81 @@ build() {
 		>"$work/log" 2>&1
 }
 
-# refused OPTION VALUE: a kernel with that is, and the message names it
+# refused WHAT TARGET MESSAGE: the tree as it is now is, with that message
 refused() {
-	local option=$1 value=$2
 	n=$((n + 1))
-	{
-		grep -v "^$option=" "$KDIR/include/config/auto.conf"
-		[ "$value" = n ] || echo "$option=$value"
-	} >"$conf"
-	if build modules; then
-		echo "$option=$value is not refused"
-	elif ! grep -q "refused: it has $option=$value and not" "$work/log"; then
+	if build "$2"; then
+		echo "$1 is not refused"
+	elif ! grep -o "$3" "$work/log" | head -n 1 | grep .; then
 		cat "$work/log"
-		echo "$option=$value: the message does not name it"
-	elif grep -E '^ +(CC|RUSTC|BINDGEN) ' "$work/log"; then
-		echo "$option=$value is only refused after something was compiled"
+		echo "$1: refused without \"$3\""
 	else
-		sed -n 's/.*kvm_page_track: this kernel is //p' "$work/log" | head -n 1
-		return
+		return 0
 	fi
 	bad=$((bad + 1))
+	return 1
 }
 
-# The tree as such is good: something of ours compiles with it.
-cp "$KDIR/include/config/auto.conf" "$conf"
-if ! build exports.i || [ ! -s "$work/out/exports.i" ]; then
+# refused_option OPTION VALUE: by name, before anything is compiled
+refused_option() {
+	{
+		grep -v "^$1=" "$KDIR/$conf"
+		[ "$2" = n ] || echo "$1=$2"
+	} >"$tree/$conf"
+	if refused "$1=$2" modules "this kernel is refused: it has $1=$2 and not .*" &&
+		grep -E '^ +(CC|RUSTC|BINDGEN) ' "$work/log"; then
+		echo "$1=$2 is only refused after something was compiled"
+		bad=$((bad + 1))
+	fi
+}
+
+# refused_header FILE CHANGE MESSAGE: a header of KVM's is another
+refused_header() {
+	own "$1"
+	sed -i "$2" "$tree/$1"
+	cmp -s "$KDIR/$1" "$tree/$1" && die "$2 changes nothing in $1"
+	refused "$2" kvm_prototypes.o "$3" || true
+	own "$1"
+}
+
+own "$conf"
+if ! build kvm_prototypes.o || [ ! -s "$work/out/kvm_prototypes.o" ]; then
 	cat "$work/log"
 	die "the tree does not even build with nothing changed"
 fi
 
-refused CONFIG_X86_64 n
-refused CONFIG_RUST n
-refused CONFIG_KVM_X86 n
-refused CONFIG_KVM_X86 y
-refused CONFIG_LTO_CLANG y
-refused CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS n
-refused CONFIG_DYNAMIC_FTRACE_WITH_JMP n
-refused CONFIG_KPROBES n
-refused CONFIG_HAVE_STATIC_CALL n
+refused_option CONFIG_X86_64 n
+refused_option CONFIG_RUST n
+refused_option CONFIG_KVM_X86 n
+refused_option CONFIG_KVM_X86 y
+refused_option CONFIG_LTO_CLANG y
+refused_option CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS n
+refused_option CONFIG_DYNAMIC_FTRACE_WITH_JMP n
+refused_option CONFIG_KPROBES n
+refused_option CONFIG_HAVE_STATIC_CALL n
+own "$conf"
+
+mmu=arch/x86/kvm/mmu
+refused_header $mmu/page_track.h 's/kvm_page_track_create_memslot/kvm_page_track_make_memslot/' \
+	"kvm_page_track_create_memslot. undeclared"
+refused_header $mmu/page_track.h '/__kvm_write_track_add_gfn/s/struct kvm \*kvm/struct kvm_vcpu *vcpu/' \
+	'this kernel is refused: __kvm_write_track_add_gfn() is not the function .*'
+refused_header $mmu/mmu_internal.h '/^bool kvm_mmu_slot_gfn_write_protect/s/bool/int/' \
+	'this kernel is refused: kvm_mmu_slot_gfn_write_protect() is not the function .*'
+
+# Every function is among those that are looked at.
+for function in $(sed -n 's/^    replace \([a-z_]*\):.*/\1/p' kvm_with*_tracking.rs) \
+	$(sed -n 's/.*c"kvm:\([a-z_]*\)".*/\1/p' kvm_functions.rs); do
+	if ! grep -q "^KVM_FUNCTION($function," kvm_prototypes.c; then
+		echo "$function is not in kvm_prototypes.c"
+		bad=$((bad + 1))
+	fi
+done
 
 # Every requirement is shown.
 # shellcheck disable=SC2016 # make's, not the shell's
 while read -r option; do
-	if ! grep -q "^refused $option " "$0"; then
+	if ! grep -q "^refused_option $option " "$0"; then
 		echo "nothing shows that $option is needed"
 		bad=$((bad + 1))
 	fi

@@ -80,10 +80,10 @@ run_logged() {
 	say "$what: done in $((SECONDS - start)) s"
 }
 
-# lock_cache [WHAT]: one of us at a time may make WHAT in the cache; lock_cache
-# all: nobody makes anything.
-lock_cache() {
-	local what=${1:-other} how=--shared
+# lock_cache_for WHAT: one of us at a time may make WHAT in the cache; with WHAT
+# "all" nobody makes anything.
+lock_cache_for() {
+	local what=$1 how=--shared
 	mkdir -p "$KPT_CACHE/lock.d" || die "cannot create $KPT_CACHE (KPT_CACHE names another place)"
 	[ "$what" != all ] || how=--exclusive
 	exec 10>"$KPT_CACHE/lock.d/all" 9>"$KPT_CACHE/lock.d/of-$what"
@@ -92,6 +92,10 @@ lock_cache() {
 		flock "$how" 10
 		flock 9
 	fi
+}
+
+lock_cache() {
+	lock_cache_for other
 }
 
 unlock_cache() {

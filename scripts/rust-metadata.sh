@@ -40,7 +40,7 @@ running() {
 
 	out=$KPT_CACHE/metadata-$rel-${version//[^A-Za-z0-9.+]/_}
 	if [ ! -d "$out" ]; then
-		lock_cache "$(basename "$out")"
+		lock_cache_for "$(basename "$out")"
 		[ -d "$out" ] || "$0" "$rel" "$headers" "$src" "$out"
 		unlock_cache
 	fi

@@ -162,7 +162,7 @@ make_kernel() {
 	KPT_KERNEL_DIR=$KPT_CACHE/empty
 	mkdir -p "$KPT_KERNEL_DIR"
 	export KPT_KERNEL_DIR
-	lock_cache "$(basename "$root")"
+	lock_cache_for "$(basename "$root")"
 	run_logged "$logs/root-apt.log" "updating the root's package lists" \
 		"$KPT_TOP/scripts/in-root.sh" apt-get update
 	unlock_cache
@@ -173,7 +173,7 @@ make_kernel() {
 	tmp=$dir.tmp
 
 	if [ ! -d "$dir" ]; then
-		lock_cache "$(basename "$dir")"
+		lock_cache_for "$(basename "$dir")"
 	fi
 	if [ ! -d "$dir" ]; then
 		say "kernel: Linux $rel from $KPT_KERNEL_SUITE"
@@ -195,7 +195,7 @@ make_kernel() {
 }
 
 if [ ! -d "$root" ]; then
-	lock_cache "$(basename "$root")"
+	lock_cache_for "$(basename "$root")"
 	[ -d "$root" ] || make_root
 	unlock_cache
 fi
