@@ -10,8 +10,8 @@
 # MATRIX="sid rt-amd64" runs only these; VM="nested intel-ept" only these
 # machines (of scripts/test.sh) on each; T=GLOB only programs that match.
 #
-# One kernel after the other: set up, built and run in a copy of the clone,
-# build/matrix/KERNEL, where its logs are found.  A kernel that cannot be set up
+# One kernel after the other: set up, built and run in a copy of the clone as it
+# is at the start, build/matrix/KERNEL, where its logs are found.  A kernel that cannot be set up
 # or built is one failure, and the others go on.  The table is
 # build/matrix/table; the last line is "N passed, N failed, N skipped".
 set -euo pipefail
@@ -63,7 +63,6 @@ run_kernel() {
 		export KPT_SUITE=trixie KPT_FLAVOUR=$kernel
 	fi
 	unset KPT_KERNEL_SUITE KPT_KERNEL_DIR KPT_ROOT_DIR
-	copy_clone "$dir"
 	say "$kernel: ${vms[*]}"
 	if ! "$dir/scripts/setup.sh"; then
 		row "$kernel" "$release" setup 0 1 0 $((SECONDS - start))
@@ -94,7 +93,7 @@ rm -f "$out"/{rows,bad,table}
 touch "$out/rows" "$out/bad"
 for kernel in "${kernels[@]}"; do
 	case $kernel in
-	amd64 | cloud-amd64 | rt-amd64 | sid) ;;
+	amd64 | cloud-amd64 | rt-amd64 | sid) copy_clone "$out/$kernel" ;;
 	*) die "no kernel $kernel in the matrix" ;;
 	esac
 done
