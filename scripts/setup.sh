@@ -189,17 +189,27 @@ make_kernel() {
 		mv "$tmp" "$dir"
 		trap - EXIT
 	fi
+	KPT_KERNEL_DIR=$dir
 	unlock_cache
 	ln -sfn "$(basename "$dir")" "$link.tmp.$$"
 	mv -T "$link.tmp.$$" "$link"
+}
+
+# Whether the kernel was prepared with the compiler of the root: a root that is
+# made anew may have a newer one.
+fits() {
+	[ "$(sed -n 's/^CONFIG_RUSTC_VERSION_TEXT="\(.*\)"$/\1/p' "$link/src/.config")" = \
+		"$("$KPT_TOP/scripts/in-root.sh" rustc --version)" ]
 }
 
 if [ ! -d "$root" ]; then
 	lock_cache_for "$(basename "$root")"
 	[ -d "$root" ] || make_root
 	unlock_cache
+	[ ! -d "$link/src" ] || fits || update=1
 fi
 if [ ! -d "$link/src" ] || [ -n "$update" ]; then
 	make_kernel
+	fits || die "$(basename "$(readlink -f "$link")") was prepared with another rustc than that of $(basename "$root")"
 fi
 say "ready: toolchain $(basename "$root"), $(basename "$(readlink -f "$link")")"
