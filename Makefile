@@ -14,7 +14,7 @@ MODULE_OUT := $(OUT)/module
 JOBS ?= $(shell nproc)
 SHELL := /bin/bash
 
-.PHONY: test-long debug-kernel test-debug test-upstream mutants
+.PHONY: test-long debug-kernel test-debug test-upstream mutants matrix
 .PHONY: bench bench-build bench-check
 .PHONY: all module tests-build demo-build test demo check shell setup update \
 	initramfs clean distclean help
@@ -125,6 +125,10 @@ test-debug: setup
 test-upstream: setup
 	@scripts/upstream.sh
 
+# The tests on every kernel that is supported.
+matrix:
+	@scripts/matrix.sh
+
 # Breaks the module in every way of tests/mutants.list and sees who notices.
 mutants: setup
 	@scripts/mutants.sh
@@ -172,6 +176,8 @@ help:
 	@echo 'make test-debug make test on a debug kernel, which is built first (25 minutes):'
 	@echo '                KASAN, lockdep, kmemleak, unit tests, and with every allocation'
 	@echo '                failing in turn; FLAVOUR=kcsan: data races'
+	@echo 'make matrix     the kselftests on every supported kernel (an hour and more); a table'
+	@echo '                MATRIX="amd64 cloud-amd64 rt-amd64 sid": only these; VM="...", T='
 	@echo 'make mutants    breaks the module on purpose: do the tests notice?'
 	@echo 'make bench      what the C tracker and the module cost, in instructions and'
 	@echo '                bytes, side by side: table, build/bench/results.json and .svg'

@@ -4,6 +4,7 @@
 //!
 //! Only the edges of the crate use this module (see `page_track.rs`).
 
+#![cfg_attr(CONFIG_RUSTC_HAS_UNNECESSARY_TRANSMUTES, allow(unnecessary_transmutes))]
 #![allow(
     clippy::all,
     clippy::as_underscore,

@@ -67,12 +67,16 @@ impl Hook {
 
     /// As [`Hook::replace`] or [`Hook::before`], as the tag says.
     const unsafe fn new(symbol: Symbol, ours: *const (), tag: usize) -> Self {
+        // SAFETY: All zeroes is how C declares an `ftrace_ops` that ftrace will set up.
+        let mut ops: bindings::ftrace_ops = unsafe { core::mem::zeroed() };
+        // Before Linux 7.3 `kernel.ftrace_enabled=0` would take the hook away behind our back, with
+        // the state of KVM half ours.
+        ops.flags = bindings::KPT_FTRACE_PERMANENT;
         Self {
             symbol,
             ours,
             tag,
-            // SAFETY: All zeroes is how C declares an `ftrace_ops` that ftrace will set up.
-            ops: Opaque::new(unsafe { core::mem::zeroed() }),
+            ops: Opaque::new(ops),
             address: Atomic::new(0),
             target: Atomic::new(0),
         }
@@ -119,7 +123,7 @@ impl Hook {
     ///
     /// # Errors
     ///
-    /// `EBUSY` if somebody else has replaced the function, `EINVAL` if ftrace has no call site
+    /// `EBUSY` if somebody else has replaced the function or ftrace is switched off, `EINVAL` if ftrace has no call site
     /// there, and what else ftrace says.
     pub(crate) unsafe fn attach(&'static self, address: usize) -> Result {
         let target = self.past_endbr();

@@ -238,6 +238,11 @@ void kpt_guard_drain(void)
 	synchronize_srcu(&kpt_guard);
 }
 
+int kpt_srcu_init(struct srcu_struct *srcu)
+{
+	return init_srcu_struct(srcu);
+}
+
 int kpt_srcu_read_lock(struct srcu_struct *srcu)
 {
 	return srcu_read_lock(srcu);

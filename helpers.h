@@ -57,6 +57,7 @@ void kpt_guard_exit(int idx);
 void kpt_guard_drain(void);
 
 /* rculist, srcu and xarray inlines. */
+int kpt_srcu_init(struct srcu_struct *srcu);
 int kpt_srcu_read_lock(struct srcu_struct *srcu);
 void kpt_srcu_read_unlock(struct srcu_struct *srcu, int idx);
 void kpt_hlist_add_head_rcu(struct hlist_node *n, struct hlist_head *h);

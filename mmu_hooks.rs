@@ -163,7 +163,10 @@ pub(crate) fn attach() -> Result {
         if let Err(e) = unsafe { hook.attach(address) } {
             let name = hook.symbol().name();
             if e == EBUSY {
-                pr_err!("{name} is in use by a livepatch, a kprobe or a BPF program\n");
+                pr_err!(
+                    "{name} is in use by a livepatch, a kprobe or a BPF program, or \
+                     kernel.ftrace_enabled is 0\n"
+                );
             } else {
                 pr_err!("cannot attach to {name} (error {})\n", e.to_errno());
             }

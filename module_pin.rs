@@ -4,16 +4,11 @@
 //! use".
 
 use crate::bindings;
+use crate::kernel_api::this_module;
 use kernel::prelude::*;
 
 /// A reference to this module.
 pub(crate) struct ModulePin(());
-
-fn this_module() -> *mut bindings::module {
-    kernel::module::this_module::<crate::LocalModule>()
-        .as_ptr()
-        .cast()
-}
 
 impl ModulePin {
     /// Takes a reference.

@@ -8,6 +8,7 @@
 //! C source: `arch/x86/kvm/mmu/page_track.c`.
 
 use crate::guard;
+use crate::kernel_api::eopnotsupp;
 use crate::kvm::{gpa_to_gfn, Kvm, Memslot, Slots};
 use crate::memslot;
 use crate::module_pin::ModulePin;
@@ -46,7 +47,7 @@ fn check(kvm: &Kvm) -> Result {
         return Err(ESRCH);
     }
     if !kvm.can_track() {
-        return Err(EOPNOTSUPP);
+        return Err(eopnotsupp());
     }
     Ok(())
 }

@@ -8,13 +8,13 @@
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `include/linux/rculist.h`.
 
 use crate::bindings;
+use crate::kernel_api::Srcu;
 use crate::kvm::{Gfn, Gpa, MmuWrite};
 use crate::provider::RawNode;
 use core::marker::PhantomData;
 use core::ptr::{addr_of, addr_of_mut, NonNull};
-use kernel::new_srcu;
 use kernel::prelude::*;
-use kernel::sync::{SetOnce, Srcu};
+use kernel::sync::SetOnce;
 use kernel::types::Opaque;
 
 /// Upstream's notifier (`struct kvm_page_track_notifier_node`), owned by another module.
@@ -327,7 +327,7 @@ impl Inner {
                     });
                 }
             }),
-            srcu <- new_srcu!(),
+            srcu <- Srcu::new(),
         })
     }
 

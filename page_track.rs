@@ -23,6 +23,7 @@ mod debugfs;
 mod ftrace;
 mod guard;
 mod inline_atomic;
+mod kernel_api;
 mod kvm;
 mod kvm_functions;
 mod kvm_symbols;

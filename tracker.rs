@@ -10,6 +10,7 @@
 
 use crate::guard;
 use crate::inline_atomic::smp_mb;
+use crate::kernel_api::eopnotsupp;
 use crate::kvm::{Gfn, Kvm, Memslot, MmuWrite, Page, Slots};
 use crate::{memslot, owners, vm};
 use kernel::prelude::*;
@@ -39,7 +40,7 @@ fn changeable_in(slot: &Memslot, gfn: Gfn) -> Result<Page<'_>> {
 /// `EOPNOTSUPP`, `EINVAL`, `EAGAIN`, `ENOMEM`, `EOVERFLOW`.
 pub(crate) fn add(kvm: &Kvm, gfn: Gfn) -> Result {
     if !kvm.can_track() {
-        return Err(EOPNOTSUPP);
+        return Err(eopnotsupp());
     }
     if vm::find(kvm).is_some() {
         if let Some(result) = try_add(kvm, gfn) {
@@ -91,7 +92,7 @@ pub(crate) fn add_to_slot(
     gfn: Gfn,
 ) -> Result {
     if !slots.kvm().can_track() {
-        return Err(EOPNOTSUPP);
+        return Err(eopnotsupp());
     }
     let page = changeable_in(slot, gfn)?;
     vm::find(slots.kvm()).ok_or(ENOMEM)?;
@@ -135,7 +136,7 @@ fn add_locked(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result<bo
 /// `EOPNOTSUPP`, `EINVAL`, `EAGAIN`, `ENOENT`.
 pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
     if !kvm.can_track() {
-        return Err(EOPNOTSUPP);
+        return Err(eopnotsupp());
     }
     let section = kvm.read_slots();
     let page = changeable(section.slots(), gfn)?;
@@ -149,7 +150,7 @@ pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
 /// As [`remove`].
 pub(crate) fn remove_from_slot(kvm: &Kvm, mmu: &MmuWrite<'_>, slot: &Memslot, gfn: Gfn) -> Result {
     if !kvm.can_track() {
-        return Err(EOPNOTSUPP);
+        return Err(eopnotsupp());
     }
     remove_locked(mmu, changeable_in(slot, gfn)?)
 }
@@ -170,7 +171,7 @@ fn remove_locked(mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
 /// As [`add`].
 pub(crate) fn add_range(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
     if !kvm.can_track() {
-        return Err(EOPNOTSUPP);
+        return Err(eopnotsupp());
     }
     let last = last_of(gfn, npages)?;
     loop {
@@ -193,7 +194,7 @@ pub(crate) fn add_range(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
 /// As [`remove`].
 pub(crate) fn remove_range(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
     if !kvm.can_track() {
-        return Err(EOPNOTSUPP);
+        return Err(eopnotsupp());
     }
     let last = last_of(gfn, npages)?;
     let section = kvm.read_slots();
@@ -341,7 +342,7 @@ fn for_pages(
 /// `EOPNOTSUPP`, `EINVAL`, `EAGAIN`, `ENOMEM`.
 pub(crate) fn prepare(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
     if !kvm.can_track() {
-        return Err(EOPNOTSUPP);
+        return Err(eopnotsupp());
     }
     let last = last_of(gfn, npages)?;
     if changeable(kvm.read_slots().slots(), gfn)?

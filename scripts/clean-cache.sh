@@ -7,8 +7,8 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 [ -d "$KPT_CACHE" ] || exit 0
-lock_cache
-for f in "$KPT_CACHE"/{toolchain-*,kernel-*,metadata-*,matplotlib*,log,empty,sources.tmp}; do
+lock_cache_for all
+for f in "$KPT_CACHE"/{toolchain-*,kernel-*,metadata-*,matplotlib*,log,empty,sources-*.tmp,lock.d}; do
 	[ -e "$f" ] || [ -L "$f" ] || continue
 	say "removing $f"
 	rm -rf --one-file-system "$f"

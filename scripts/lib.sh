@@ -80,16 +80,24 @@ run_logged() {
 	say "$what: done in $((SECONDS - start)) s"
 }
 
-# One of us at a time may write to the cache.
-lock_cache() {
-	mkdir -p "$KPT_CACHE" || die "cannot create $KPT_CACHE (KPT_CACHE names another place)"
-	exec 9>"$KPT_CACHE/lock"
-	if ! flock -n 9; then
-		say "another run is writing to $KPT_CACHE, waiting for it ..."
+# lock_cache_for WHAT: one of us at a time may make WHAT in the cache; with WHAT
+# "all" nobody makes anything.
+lock_cache_for() {
+	local what=$1 how=--shared
+	mkdir -p "$KPT_CACHE/lock.d" || die "cannot create $KPT_CACHE (KPT_CACHE names another place)"
+	[ "$what" != all ] || how=--exclusive
+	exec 10>"$KPT_CACHE/lock.d/all" 9>"$KPT_CACHE/lock.d/of-$what"
+	if ! flock --nonblock "$how" 10 || ! flock --nonblock 9; then
+		say "another run is writing to $KPT_CACHE ($what), waiting for it ..."
+		flock "$how" 10
 		flock 9
 	fi
 }
 
+lock_cache() {
+	lock_cache_for other
+}
+
 unlock_cache() {
-	exec 9>&-
+	exec 9>&- 10>&-
 }

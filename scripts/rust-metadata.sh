@@ -40,7 +40,7 @@ running() {
 
 	out=$KPT_CACHE/metadata-$rel-${version//[^A-Za-z0-9.+]/_}
 	if [ ! -d "$out" ]; then
-		lock_cache
+		lock_cache_for "$(basename "$out")"
 		[ -d "$out" ] || "$0" "$rel" "$headers" "$src" "$out"
 		unlock_cache
 	fi
@@ -71,6 +71,8 @@ rel=$1 headers=$2 source=$3 out=$4
 if [ ! -e "$headers/.config" ] || [ ! -e "$headers/Module.symvers" ]; then
 	die "$headers is no kernel headers directory"
 fi
+grep -q '^CONFIG_RUST=y' "$headers/.config" ||
+	die "kernel $rel is built without CONFIG_RUST: no module in Rust can be built for it"
 [ -e "$source" ] || die "no kernel source $source"
 for tool in make gcc rustc bindgen flex bison bc xz pahole; do
 	command -v "$tool" >/dev/null || die "$tool is not installed"

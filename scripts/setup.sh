@@ -34,7 +34,6 @@ fi
 [ "$(id -u)" -eq 0 ] || die "setup.sh: must be root (mmdebstrap, mounts)"
 [ "$(uname -m)" = x86_64 ] || die "setup.sh: this is for x86_64 machines"
 command -v apt-get >/dev/null || die "setup.sh: the host must be Debian (bookworm or later)"
-lock_cache
 
 host_update() {
 	[ -z "${host_updated:-}" ] || return 0
@@ -71,7 +70,7 @@ mirror() {
 }
 
 make_root() {
-	local missing=() uri tmp=$root.tmp s sources=()
+	local missing=() uri tmp=$root.tmp s sources=() options=() check
 	command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
 	[ -e "$KPT_KEYRING" ] || missing+=(debian-archive-keyring)
 	[ ${#missing[@]} -eq 0 ] || host_install "${missing[@]}"
@@ -82,15 +81,22 @@ make_root() {
 	else
 		sources=("$KPT_SUITE" "$KPT_SUITE-updates" "$KPT_SUITE-backports")
 	fi
+	# Lists past their date (of a mirror that lags, or a snapshot) are for the
+	# host to allow; they are signed all the same.
+	check=$(apt-config dump --format '%v%n' Acquire::Check-Valid-Until)
+	if [ "$check" = false ]; then
+		say "as on this host, package lists may be past their date"
+		options+=(--aptopt='Acquire::Check-Valid-Until "false"')
+	fi
 	rm -rf "$tmp"
 	for s in "${sources[@]}"; do
 		echo "deb [signed-by=$KPT_KEYRING] $uri $s main"
-	done >"$KPT_CACHE/sources.tmp"
-	run_logged "$logs/toolchain.log" "making the toolchain root, Debian $KPT_SUITE (about 1 min)" \
+	done >"$KPT_CACHE/sources-$KPT_SUITE.tmp"
+	run_logged "$logs/toolchain-$KPT_SUITE.log" "making the toolchain root, Debian $KPT_SUITE (about 1 min)" \
 		mmdebstrap --mode=root --variant=minbase --format=directory \
-		--keyring="$KPT_KEYRING" --include="$(root_packages)" \
-		"$KPT_SUITE" "$tmp" "$KPT_CACHE/sources.tmp" || { rm -rf "$tmp"; exit 1; }
-	rm -f "$KPT_CACHE/sources.tmp"
+		--keyring="$KPT_KEYRING" --include="$(root_packages)" "${options[@]}" \
+		"$KPT_SUITE" "$tmp" "$KPT_CACHE/sources-$KPT_SUITE.tmp" || { rm -rf "$tmp" "$KPT_CACHE/sources-$KPT_SUITE.tmp"; exit 1; }
+	rm -f "$KPT_CACHE/sources-$KPT_SUITE.tmp"
 	mkdir -p "$tmp/src" "$tmp/kernel"
 	mv "$tmp" "$root"
 }
@@ -152,12 +158,14 @@ fetch_kernel='
 '
 
 make_kernel() {
-	local rel dir tmp
+	local rel dir
 	KPT_KERNEL_DIR=$KPT_CACHE/empty
 	mkdir -p "$KPT_KERNEL_DIR"
 	export KPT_KERNEL_DIR
+	lock_cache_for "$(basename "$root")"
 	run_logged "$logs/root-apt.log" "updating the root's package lists" \
 		"$KPT_TOP/scripts/in-root.sh" apt-get update
+	unlock_cache
 	rel=$("$KPT_TOP/scripts/in-root.sh" sh -c "$newest_release" sh \
 		"$KPT_FLAVOUR" "$KPT_KERNEL_SUITE") || true
 	[ -n "$rel" ] || die "no linux-headers-$KPT_FLAVOUR in $KPT_KERNEL_SUITE"
@@ -165,12 +173,15 @@ make_kernel() {
 	tmp=$dir.tmp
 
 	if [ ! -d "$dir" ]; then
+		lock_cache_for "$(basename "$dir")"
+	fi
+	if [ ! -d "$dir" ]; then
 		say "kernel: Linux $rel from $KPT_KERNEL_SUITE"
 		rm -rf "$tmp"
 		mkdir -p "$tmp"
-		trap 'rm -rf "$tmp"' EXIT
+		trap 'rm -rf "${tmp:-}"' EXIT
 		KPT_KERNEL_DIR=$tmp
-		run_logged "$logs/kernel-fetch.log" "fetching the kernel packages (about 300 MB)" \
+		run_logged "$logs/kernel-fetch-$rel.log" "fetching the kernel packages (about 300 MB)" \
 			"$KPT_TOP/scripts/in-root.sh" sh -c "$fetch_kernel" sh "$rel"
 		"$KPT_TOP/scripts/in-root.sh" scripts/rust-metadata.sh "$rel" \
 			/kernel/headers /kernel/source.tar.xz /kernel/src
@@ -178,12 +189,27 @@ make_kernel() {
 		mv "$tmp" "$dir"
 		trap - EXIT
 	fi
-	ln -sfn "$(basename "$dir")" "$link.tmp"
-	mv -T "$link.tmp" "$link"
+	KPT_KERNEL_DIR=$dir
+	unlock_cache
+	ln -sfn "$(basename "$dir")" "$link.tmp.$$"
+	mv -T "$link.tmp.$$" "$link"
 }
 
-[ -d "$root" ] || make_root
+# Whether the kernel was prepared with the compiler of the root: a root that is
+# made anew may have a newer one.
+fits() {
+	[ "$(sed -n 's/^CONFIG_RUSTC_VERSION_TEXT="\(.*\)"$/\1/p' "$link/src/.config")" = \
+		"$("$KPT_TOP/scripts/in-root.sh" rustc --version)" ]
+}
+
+if [ ! -d "$root" ]; then
+	lock_cache_for "$(basename "$root")"
+	[ -d "$root" ] || make_root
+	unlock_cache
+	[ ! -d "$link/src" ] || fits || update=1
+fi
 if [ ! -d "$link/src" ] || [ -n "$update" ]; then
 	make_kernel
+	fits || die "$(basename "$(readlink -f "$link")") was prepared with another rustc than that of $(basename "$root")"
 fi
 say "ready: toolchain $(basename "$root"), $(basename "$(readlink -f "$link")")"

@@ -7,6 +7,7 @@
 #   shadow          kvm-amd npt=0, all kselftests
 #   linux-guest     a stock Linux as guest (scripts/jobs/linux-guest), npt=0
 #   linux-guest-nested                                                 npt=1
+#   refusals        the module when kvm.ko lacks a function (scripts/refusals.sh)
 #   upstream-nested, upstream-shadow
 #                   upstream's selftests of tests/upstream-short, in three
 #                   machines one after the other (scripts/upstream.sh)
@@ -31,7 +32,7 @@ set -euo pipefail
 
 cd "$KPT_TOP"
 start=$SECONDS
-machines=(linux-guest nested shadow linux-guest-nested upstream-nested upstream-shadow)
+machines=(linux-guest nested shadow linux-guest-nested refusals upstream-nested upstream-shadow)
 if [ -n "${VM:-}" ]; then
 	read -ra machines <<<"$VM"
 elif [ -n "${T:-}" ]; then
@@ -78,7 +79,7 @@ build() {
 # the emulator for both, the guest stops for good early in its boot (seen
 # without our module as well).
 run() {
-	local opts=() tests='' limit=2400 env=()
+	local opts=() tests='' limit=2400 env=() ko
 	case $1 in
 	upstream-*)
 		sed '/^#/d' tests/upstream-short >"build/log/$1.programs"
@@ -88,6 +89,13 @@ run() {
 		;;
 	linux-guest-nested) opts=(--job linux-guest --npt 1 --smp 1 --share) ;;
 	linux-guest*) opts=(--job linux-guest --npt 0 --smp 1 --share) ;;
+	refusals)
+		scripts/refusals.sh build/refusals
+		opts=(--job refusals)
+		for ko in build/refusals/*.ko; do
+			opts+=(--file "refusals/${ko##*/}" "$ko")
+		done
+		;;
 	nested*) opts=(--job test --npt 1) ;;
 	shadow*) opts=(--job test --npt 0) ;;
 	*) die "no machine $1" ;;
@@ -104,7 +112,7 @@ run() {
 	*-storms) tests='storms*' env=("CYCLES=${KPT_CYCLES:-20}") ;;
 	*-smp) tests='smp races notifiers ranges storms' env=(SECONDS=10) ;;
 	*-faults) tests='fault_injection' ;;
-	linux-guest*) ;;
+	linux-guest* | refusals) ;;
 	*) die "no machine $1" ;;
 	esac
 	case $1 in
@@ -131,7 +139,11 @@ for m in "${machines[@]}"; do
 	while [ "$(jobs -rp | wc -l)" -ge 2 ]; do
 		wait -n || true
 	done
-	run "$m" &
+	{
+		began=$SECONDS
+		run "$m"
+		echo $((SECONDS - began)) >"build/log/$m.seconds"
+	} &
 	pids+=($!)
 done
 wait

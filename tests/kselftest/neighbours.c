@@ -225,7 +225,10 @@ static void traced(const char *tracer)
 static void function_tracer(void) { traced("function"); }
 static void graph_tracer(void) { traced("function_graph"); }
 
-/* Switching ftrace off would switch us off: it is refused. */
+/*
+ * Switching ftrace off would switch us off: it is refused.  Where it can be done
+ * before, insmod is.
+ */
 static void ftrace_cannot_be_disabled(void)
 {
 	int fd = open("/proc/sys/kernel/ftrace_enabled", O_RDWR);
@@ -233,6 +236,11 @@ static void ftrace_cannot_be_disabled(void)
 
 	TEST_ASSERT(fd >= 0, "no ftrace_enabled");
 	make();
+	if (pwrite(fd, "0", 1, 0) == 1) {
+		KPT_ERR(kpt_mod_load("kvm_page_track"), EBUSY);
+		TEST_ASSERT(!kpt_mod_loaded("kvm_page_track"), "it is loaded");
+		KPT_EQ(pwrite(fd, "1", 1, 0), 1);
+	}
 	attach();
 	/* -EBUSY or, where the knob is deprecated, -EOPNOTSUPP */
 	TEST_ASSERT(pwrite(fd, "0", 1, 0) < 0, "ftrace was disabled");

@@ -72,7 +72,7 @@ static void *kprobe_storm(void *arg)
 	return NULL;
 }
 
-/* It is refused whether somebody is attached or not, and changes nothing. */
+/* It is refused, and changes nothing. */
 static void *sysctl_storm(void *arg)
 {
 	int fd = open("/proc/sys/kernel/ftrace_enabled", O_RDWR | O_CLOEXEC);
@@ -163,7 +163,32 @@ static void kprobes(void)
 
 static void ftrace_switch(void)
 {
-	load_against(sysctl_storm, "kernel.ftrace_enabled=0");
+	int fd = open("/proc/sys/kernel/ftrace_enabled", O_RDWR | O_CLOEXEC);
+	pthread_t t;
+	u64 i, made;
+
+	TEST_ASSERT(fd >= 0, "no ftrace_enabled");
+	/* Since 7.3 whether somebody is attached or not. */
+	if (pwrite(fd, "0", 1, 0) != 1) {
+		close(fd);
+		load_against(sysctl_storm, "kernel.ftrace_enabled=0");
+		return;
+	}
+	KPT_EQ(pwrite(fd, "1", 1, 0), 1);
+	close(fd);
+	begin();
+	for (i = 0; i < cycles(); i++) {
+		kpt_attach();
+		storming = true;
+		TEST_ASSERT(!pthread_create(&t, NULL, sysctl_storm, NULL), "no thread");
+		usleep(200000);
+		storming = false;
+		pthread_join(t, NULL);
+		kpt_detach();
+	}
+	made = kpt_writer_stop();
+	printf("# %lu cycles, kernel.ftrace_enabled=0 refused %lu times, %lu writes\n",
+	       cycles(), accepted, made);
 }
 
 static void hotplug(void)
