@@ -336,10 +336,29 @@ struct kvm_vm *kpt_vm(struct kvm_vcpu **vcpu, void *guest, u64 npages,
 	return vm;
 }
 
+/*
+ * The library's vCPUs begin with interrupts disabled.  With these, an Intel
+ * processor as Bochs emulates it does not leave the guest for an interrupt of the
+ * host's, and a guest that only computes keeps the processor for ever.  Nothing
+ * interrupts our guests.
+ */
+static void enable_interrupts(struct kvm_vcpu *vcpu)
+{
+	struct kvm_regs regs;
+
+	vcpu_regs_get(vcpu, &regs);
+	if (regs.rflags & X86_EFLAGS_IF)
+		return;
+	regs.rflags |= X86_EFLAGS_IF;
+	vcpu_regs_set(vcpu, &regs);
+}
+
 bool kpt_run_sync(struct kvm_vcpu *vcpu, u64 *arg)
 {
 	struct ucall uc;
 
+	if (host_cpu_is_intel)
+		enable_interrupts(vcpu);
 	for (;;) {
 		vcpu_run(vcpu);
 		switch (get_ucall(vcpu, &uc)) {
