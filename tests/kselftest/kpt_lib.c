@@ -302,6 +302,20 @@ struct kpt_inspect kpt_inspect_fd(int vm_fd, u32 as_id, u64 gfn)
 	return in;
 }
 
+u64 kpt_apic_bytes_fd(int vm_fd)
+{
+	struct kpt_inspect in;
+	u64 bytes = 0;
+	u32 as;
+
+	for (as = 0; as < 2; as++) {
+		in = kpt_inspect_fd(vm_fd, as, 0xfee00);
+		if (in.has_array)
+			bytes += in.npages * 2;
+	}
+	return bytes;
+}
+
 void kpt_pages_fd(int vm_fd, u32 as_id, u64 gfn, u64 nr, struct kpt_page *pages)
 {
 	struct kpt_pages p = {
