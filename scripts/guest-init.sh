@@ -6,6 +6,7 @@
 #
 #   kpt.job=NAME   runs /jobs/NAME; or shell, run (/kpt-cmd), none
 #   kpt.npt=0|1    kvm-amd with shadow or nested paging
+#   kpt.ept=0|1    instead: kvm-intel with shadow or nested paging
 #   kpt.quirks=0   without the cures for TCG's SVM (tests/modules)
 #   kpt.env.X=V    KPT_X=V in the environment of the job
 #
@@ -52,7 +53,8 @@ mark() {
 job=$(param job)
 npt=$(param npt)
 npt=${npt:-1}
-export KPT_NPT="$npt"
+ept=$(param ept)
+export KPT_NPT="${ept:-$npt}"
 read -r words </proc/cmdline
 for word in $words; do
 	case $word in
@@ -63,19 +65,24 @@ for word in $words; do
 	esac
 done
 
-echo "# kpt-guest: Linux $(uname -r), npt=$npt, job ${job:-none}"
+if [ -n "$ept" ]; then
+	vendor=kvm-intel tdp=ept value=$ept
+else
+	vendor=kvm-amd tdp=npt value=$npt
+fi
+echo "# kpt-guest: Linux $(uname -r), $vendor $tdp=$value, job ${job:-none}"
 echo 64 >/proc/sys/vm/nr_hugepages
 
-if ! modprobe kvm || ! modprobe kvm-amd npt="$npt"; then
-	echo "# kpt-guest: cannot load kvm-amd"
+if ! modprobe kvm || ! modprobe "$vendor" "$tdp=$value"; then
+	echo "# kpt-guest: cannot load $vendor"
 	finish 99
 fi
-case $npt in
+case $value in
 1) want=Y ;;
 *) want=N ;;
 esac
-if [ "$(tr 10 YN </sys/module/kvm_amd/parameters/npt)" != "$want" ]; then
-	echo "# kpt-guest: kvm-amd did not take npt=$npt"
+if [ "$(tr 10 YN <"/sys/module/kvm_${vendor#kvm-}/parameters/$tdp")" != "$want" ]; then
+	echo "# kpt-guest: $vendor did not take $tdp=$value"
 	finish 99
 fi
 

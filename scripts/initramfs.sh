@@ -10,10 +10,11 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 [ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/initramfs.sh "$@"
 
-# Stock modules; what they depend on comes with them.  Some kernels lack the
-# network of the jobs with a share (the debug kernel, the cloud kernels).
+# Stock modules; what they depend on comes with them.  Some kernels lack Intel's
+# (the debug kernel), and the network of the jobs with a share (that and the cloud
+# kernels).
 modules=(kvm kvm-amd)
-optional=(9p 9pnet_virtio)
+optional=(kvm-intel 9p 9pnet_virtio)
 
 rel=$(cat /kernel/release)
 out=$KPT_TOP/build/initramfs.cpio.gz

@@ -12,8 +12,12 @@
 #                   upstream's selftests of tests/upstream-short, in three
 #                   machines one after the other (scripts/upstream.sh)
 #
-# and, when named with VM= (make test-long, make test-debug), with nested- or
-# shadow- before it:
+# and, when named with VM=:
+#
+#   intel-ept       kvm-intel ept=1, all kselftests, in Bochs (scripts/bochs.sh)
+#   intel-shadow    kvm-intel ept=0
+#
+# and (make test-long, make test-debug), with nested- or shadow- before it:
 #
 #   fuzz            api_fuzz, 100,000 operations
 #   cycles          200 attaches and detaches under a busy guest, and 200 under
@@ -79,7 +83,7 @@ build() {
 # the emulator for both, the guest stops for good early in its boot (seen
 # without our module as well).
 run() {
-	local opts=() tests='' limit=2400 env=() ko
+	local opts=() tests='' limit=2400 env=() ko vm=scripts/vm.sh
 	case $1 in
 	upstream-*)
 		sed '/^#/d' tests/upstream-short >"build/log/$1.programs"
@@ -96,6 +100,8 @@ run() {
 			opts+=(--file "refusals/${ko##*/}" "$ko")
 		done
 		;;
+	intel-ept) opts=(--job test --ept 1) vm=scripts/bochs.sh ;;
+	intel-shadow) opts=(--job test --ept 0) vm=scripts/bochs.sh ;;
 	nested*) opts=(--job test --npt 1) ;;
 	shadow*) opts=(--job test --npt 0) ;;
 	*) die "no machine $1" ;;
@@ -112,6 +118,10 @@ run() {
 	*-storms) tests='storms*' env=("CYCLES=${KPT_CYCLES:-20}") ;;
 	*-smp) tests='smp races notifiers ranges storms' env=(SECONDS=10) ;;
 	*-faults) tests='fault_injection' ;;
+	intel-*)
+		limit=7200
+		env=(PATIENCE=5 TEST_LIMIT=2000)
+		;;
 	linux-guest* | refusals) ;;
 	*) die "no machine $1" ;;
 	esac
@@ -125,7 +135,7 @@ run() {
 	tests=${T:-$tests}
 	[ -z "$tests" ] || opts+=(--tests "$tests")
 	rm -f "build/log/$1.sum"
-	scripts/vm.sh "$1" "${opts[@]}" --append "${env[*]/#/kpt.env.}" \
+	"$vm" "$1" "${opts[@]}" --append "${env[*]/#/kpt.env.}" \
 		--limit "${KPT_LIMIT:-$limit}" </dev/null |
 		awk -v vm="$1" -v sum="build/log/$1.sum" -f scripts/tap.awk || true
 }

@@ -32,6 +32,8 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
+# shellcheck source=scripts/machine.sh
+. "$(dirname "$0")/machine.sh"
 [ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/vm.sh "$@"
 
 name=${1:-}
@@ -59,26 +61,12 @@ while [ $# -gt 0 ]; do
 done
 
 log=$KPT_TOP/build/log
-initrd=$KPT_TOP/build/initramfs.cpio.gz
-[ -e "$initrd" ] || die "no $initrd; run make or scripts/initramfs.sh"
 mkdir -p "$log"
 console=$log/$name.console
 out=$log/$name.out
 
-# What is for this one machine is a second archive behind the first.
-tree=$(mktemp -d)
-[ -z "$cmd" ] || printf '%s\n' "$cmd" >"$tree/kpt-cmd"
-[ -z "$tests" ] || printf '%s\n' "$tests" >"$tree/kpt-tests"
-set -- "${files[@]}"
-while [ $# -gt 0 ]; do
-	mkdir -p "$tree/$(dirname "$1")"
-	cp "$2" "$tree/$1"
-	shift 2
-done
-own=$(mktemp)
 monitor=/tmp/monitor
-cat "$initrd" >"$own"
-(cd "$tree" && find . -mindepth 1 | cpio --quiet -o -H newc -R 0:0 | gzip -1) >>"$own"
+machine_initrd
 
 # What this kernel needs (scripts/debug-kernel.sh).
 [ ! -e /kernel/cmdline ] || append="$(cat /kernel/cmdline) $append"
@@ -101,7 +89,7 @@ qemu+=("${extra[@]}")
 
 # One run; sets $status and $text.
 boot() {
-	local rc=0 verdict report line watch
+	local rc=0 watch
 	: >"$console"
 	: >"$out"
 	rm -f "$log/$name.state"
@@ -120,32 +108,7 @@ boot() {
 		[ ! -s "$out.err" ] || sed "s/^/# qemu: /" "$out.err"
 	fi
 	[ ! -e "$log/$name.woken" ] || sed 's/^/# emulator: /' "$log/$name.woken"
-	verdict=$(sed -n 's/^# kpt-job: done rc=\([0-9]*\).*/\1/p' "$out" | tail -n 1)
-
-	if report=$("$KPT_TOP/scripts/kernel-report.sh" "$console"); then
-		if [ "$rc" -ge 124 ] && [ "$rc" -ne 137 ] && [ "$rc" -ne 124 ]; then
-			status=3 text="the emulator died (exit $rc)"
-			[ ! -e "$log/$name.stands" ] ||
-				text="the emulator stood still (build/log/$name.state)"
-		elif [ "$rc" -ne 0 ] && [ "$rc" -ne 124 ] && [ "$rc" -ne 137 ]; then
-			status=3 text="the emulator failed (exit $rc)"
-		elif [ "$job" = shell ] && [ "$rc" -eq 0 ]; then
-			status=0 text="shell ended"
-		elif [ "$verdict" = 0 ]; then
-			status=0 text="good, kernel log clean"
-		elif [ -n "$verdict" ]; then
-			status=1 text="the job failed (rc=$verdict)"
-		elif [ "$rc" -eq 124 ] || [ "$rc" -eq 137 ]; then
-			status=4 text="out of time after $limit s"
-		else
-			status=5 text="ended without a verdict"
-		fi
-	else
-		status=2 text="the kernel reported: $(head -n 1 <<<"$report") (see build/log/$name.console)"
-		while IFS= read -r line; do
-			echo "# kernel: $line"
-		done <<<"$report"
-	fi
+	machine_judge "$rc"
 }
 
 boot

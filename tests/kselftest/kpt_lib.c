@@ -308,6 +308,20 @@ struct kpt_inspect kpt_inspect_fd(int vm_fd, u32 as_id, u64 gfn)
 	return in;
 }
 
+u64 kpt_apic_bytes_fd(int vm_fd)
+{
+	struct kpt_inspect in;
+	u64 bytes = 0;
+	u32 as;
+
+	for (as = 0; as < 2; as++) {
+		in = kpt_inspect_fd(vm_fd, as, 0xfee00);
+		if (in.has_array)
+			bytes += in.npages * 2;
+	}
+	return bytes;
+}
+
 void kpt_pages_fd(int vm_fd, u32 as_id, u64 gfn, u64 nr, struct kpt_page *pages)
 {
 	struct kpt_pages p = {
@@ -342,10 +356,29 @@ struct kvm_vm *kpt_vm(struct kvm_vcpu **vcpu, void *guest, u64 npages,
 	return vm;
 }
 
+/*
+ * The library's vCPUs begin with interrupts disabled.  With these, an Intel
+ * processor as Bochs emulates it does not leave the guest for an interrupt of the
+ * host's, and a guest that only computes keeps the processor for ever.  Nothing
+ * interrupts our guests.
+ */
+static void enable_interrupts(struct kvm_vcpu *vcpu)
+{
+	struct kvm_regs regs;
+
+	vcpu_regs_get(vcpu, &regs);
+	if (regs.rflags & X86_EFLAGS_IF)
+		return;
+	regs.rflags |= X86_EFLAGS_IF;
+	vcpu_regs_set(vcpu, &regs);
+}
+
 bool kpt_run_sync(struct kvm_vcpu *vcpu, u64 *arg)
 {
 	struct ucall uc;
 
+	if (host_cpu_is_intel)
+		enable_interrupts(vcpu);
 	for (;;) {
 		vcpu_run(vcpu);
 		switch (get_ucall(vcpu, &uc)) {

@@ -105,6 +105,11 @@ int kpt_events(int dev, struct kpt_event *ev, int max);
 struct kpt_inspect kpt_inspect(struct kvm_vm *vm, u32 as_id, u64 gfn);
 /* The same of a VM that is not the library's. */
 struct kpt_inspect kpt_inspect_fd(int vm_fd, u32 as_id, u64 gfn);
+/*
+ * Bytes of counters of the page that kvm-intel puts at the guest's local APIC, in
+ * memslots of its own (under shadow paging; else they have none).
+ */
+u64 kpt_apic_bytes_fd(int vm_fd);
 void kpt_pages_fd(int vm_fd, u32 as_id, u64 gfn, u64 nr, struct kpt_page *pages);
 
 static inline int kpt_add(struct kvm_vm *vm, u64 gfn)

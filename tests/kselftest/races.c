@@ -154,11 +154,16 @@ static void first_add_under_flag_changes(void)
 	kvm_vm_free(vm);
 }
 
+/*
+ * With interrupts enabled, KVM would halt the vCPU until the page is there, and
+ * not wait in the fault with its memslot.
+ */
 static void guest_writes_once(void)
 {
 	u64 i;
 
 	for (i = 0; i < SLOTS; i++) {
+		asm volatile("cli");
 		*(volatile u64 *)SLOT_GVA(i) = 0x700 + i;
 		GUEST_SYNC(i);
 	}

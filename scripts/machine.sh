@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=bash
+#
+# What vm.sh and bochs.sh share: what a machine is given, and how its end is
+# judged.  To be sourced after lib.sh; the variables are those of the scripts.
+# shellcheck disable=SC2034,SC2154
+
+# machine_initrd: sets $own to a new file, build/initramfs.cpio.gz and behind it
+# a second archive with what is for this one machine: $cmd, $tests, $files.
+machine_initrd() {
+	local initrd=$KPT_TOP/build/initramfs.cpio.gz tree
+	[ -e "$initrd" ] || die "no $initrd; run make or scripts/initramfs.sh"
+	tree=$(mktemp -d)
+	[ -z "$cmd" ] || printf '%s\n' "$cmd" >"$tree/kpt-cmd"
+	[ -z "$tests" ] || printf '%s\n' "$tests" >"$tree/kpt-tests"
+	set -- "${files[@]}"
+	while [ $# -gt 0 ]; do
+		mkdir -p "$tree/$(dirname "$1")"
+		cp "$2" "$tree/$1"
+		shift 2
+	done
+	own=$(mktemp)
+	cat "$initrd" >"$own"
+	(cd "$tree" && find . -mindepth 1 | cpio --quiet -o -H newc -R 0:0 | gzip -1) >>"$own"
+	rm -rf "$tree"
+}
+
+# machine_judge RC: from how the emulator ended (as timeout tells it), what the
+# job said and what the kernel said; sets $status and $text.
+machine_judge() {
+	local rc=$1 verdict report line
+	verdict=$(sed -n 's/^# kpt-job: done rc=\([0-9]*\).*/\1/p' "$out" | tail -n 1)
+
+	if report=$("$KPT_TOP/scripts/kernel-report.sh" "$console"); then
+		if [ "$rc" -ge 124 ] && [ "$rc" -ne 137 ] && [ "$rc" -ne 124 ]; then
+			status=3 text="the emulator died (exit $rc)"
+			[ ! -e "$log/$name.stands" ] ||
+				text="the emulator stood still (build/log/$name.state)"
+		elif [ "$rc" -ne 0 ] && [ "$rc" -ne 124 ] && [ "$rc" -ne 137 ]; then
+			status=3 text="the emulator failed (exit $rc)"
+		elif [ "$job" = shell ] && [ "$rc" -eq 0 ]; then
+			status=0 text="shell ended"
+		elif [ "$verdict" = 0 ]; then
+			status=0 text="good, kernel log clean"
+		elif [ -n "$verdict" ]; then
+			status=1 text="the job failed (rc=$verdict)"
+		elif [ "$rc" -eq 124 ] || [ "$rc" -eq 137 ]; then
+			status=4 text="out of time after $limit s"
+		else
+			status=5 text="ended without a verdict"
+		fi
+	else
+		status=2 text="the kernel reported: $(head -n 1 <<<"$report") (see build/log/$name.console)"
+		while IFS= read -r line; do
+			echo "# kernel: $line"
+		done <<<"$report"
+	fi
+}
