@@ -34,9 +34,7 @@ ifneq ($(native),)
 
 ifeq ($(KDIR),)
 # Debian's headers have no Rust metadata: a tree that has is made in KPT_CACHE.
-find-kdir = $$(if [ -e /lib/modules/$(running)/build/rust/libkernel.rmeta ]; then \
-	echo /lib/modules/$(running)/build; \
-	else KPT_RELEASE=$(running) scripts/rust-metadata.sh --running; fi)
+find-kdir = $$(KPT_RELEASE=$(running) scripts/rust-metadata.sh --running)
 else
 find-kdir = $(KDIR)
 endif
