@@ -11,7 +11,7 @@ set -euo pipefail
 [ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/initramfs.sh "$@"
 
 # Stock modules; what they depend on comes with them.
-modules=(kvm kvm-amd 9p 9pnet_virtio)
+modules=(kvm kvm-amd 9p 9pnet_virtio overlay)
 
 rel=$(cat /kernel/release)
 out=$KPT_TOP/build/initramfs.cpio.gz
