@@ -183,7 +183,7 @@ client() {
 # No module, nothing of it in what depmod made, no Module.symvers.
 module_gone() {
 	! find "$modules/" -name 'kvm_page_track*' | grep . &&
-		! grep -l kvm_page_track "$modules"/modules.{dep,symbols} &&
+		! grep -E 'kvm_page_track\.ko| kvm_page_track$' "$modules"/modules.{dep,symbols} &&
 		[ ! -e "$symvers" ] && [ ! -e "$modules/updates" ]
 }
 
