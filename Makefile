@@ -17,7 +17,7 @@ SHELL := /bin/bash
 .PHONY: test-long debug-kernel test-debug test-upstream mutants matrix
 .PHONY: bench bench-build bench-check
 .PHONY: all module tests-build demo-build test demo check shell setup update \
-	initramfs clean distclean help
+	deb test-deb initramfs clean distclean help
 
 all: module
 
@@ -34,9 +34,7 @@ ifneq ($(native),)
 
 ifeq ($(KDIR),)
 # Debian's headers have no Rust metadata: a tree that has is made in KPT_CACHE.
-find-kdir = $$(if [ -e /lib/modules/$(running)/build/rust/libkernel.rmeta ]; then \
-	echo /lib/modules/$(running)/build; \
-	else KPT_RELEASE=$(running) scripts/rust-metadata.sh --running; fi)
+find-kdir = $$(KPT_RELEASE=$(running) scripts/rust-metadata.sh --running)
 else
 find-kdir = $(KDIR)
 endif
@@ -81,7 +79,7 @@ else
 ifneq ($(KPT_RELEASE),)
 module:
 	@echo 'kpt: ERROR: cannot build for $(KPT_RELEASE) here: it takes linux-headers-$(KPT_RELEASE)' >&2; \
-	echo 'kpt: of a kernel with CONFIG_RUST, rustc and bindgen (README, "Use it on your own machine")' >&2; \
+	echo 'kpt: of a kernel with CONFIG_RUST, rustc and bindgen (README, "Build it by hand")' >&2; \
 	false
 else
 module: setup
@@ -151,6 +149,13 @@ initramfs: setup
 	@scripts/in-root.sh make --no-print-directory module demo-build
 	@scripts/initramfs.sh
 
+deb: setup
+	@scripts/deb.sh
+
+# The package installed, used, upgraded and removed in a Debian.
+test-deb: setup
+	@scripts/deb-test.sh
+
 shell: initramfs
 	@scripts/vm.sh shell --job shell --limit 36000 --npt $(or $(NPT),1)
 endif
@@ -185,6 +190,8 @@ help:
 	@echo '                attach memory linux": only these (linux, a compile job in a Linux'
 	@echo '                guest, only when named; PAIRS=5); ROUNDS=3; VM=nested|shadow'
 	@echo 'make bench-check  slows the module down on purpose: does the bench show it?'
+	@echo 'make deb        the DKMS package, build/deb/kvm-page-track-dkms_VERSION_all.deb'
+	@echo 'make test-deb   install it in a Debian, use it there in QEMU, upgrade, remove it'
 	@echo 'make check      rustfmt, clippy, checkpatch, shellcheck, indirect calls'
 	@echo 'make shell      a shell in the virtual machine, everything loaded by hand; NPT=0'
 	@echo 'make setup      make or complete the toolchain root and the stock kernel'

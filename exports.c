@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The symbols other modules link against.  The bodies are in abi.rs; their
- * prototypes come from the header that clients use.
+ * prototypes come from the header that clients use.  And the module's version,
+ * which Rust's module! cannot say.
  */
 #include <linux/export.h>
+#include <linux/module.h>
 
 #include <kvm_page_track.h>
 
@@ -16,3 +18,5 @@ EXPORT_SYMBOL_GPL(kvm_slot_page_track_add_page);
 EXPORT_SYMBOL_GPL(kvm_slot_page_track_remove_page);
 EXPORT_SYMBOL_GPL(kvm_page_track_register_client);
 EXPORT_SYMBOL_GPL(kvm_page_track_unregister_client);
+
+MODULE_VERSION(KPT_VERSION);

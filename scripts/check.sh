@@ -140,7 +140,8 @@ report_check() {
 check "README's example is the sample, and builds" example_check
 check "reports are found in a kernel's log" report_check
 check "kernels that lack something are refused by name" scripts/check-refusals.sh
-check "shellcheck" shellcheck -x scripts/*.sh scripts/jobs/* .ci/run
+check "shellcheck" shellcheck -x scripts/*.sh scripts/jobs/* .ci/run dkms.conf \
+	packaging/{postinst,prerm,postrm}
 check "no indirect calls to KVM" \
 	scripts/check-indirect-calls.sh build/check/module/kvm_page_track.ko
 

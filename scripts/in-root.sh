@@ -40,7 +40,7 @@ exec unshare --mount --propagation private --pid --fork --kill-child \
 	set -e
 	root=$1 kernel=$2 top=$3
 	shift 3
-	mount --bind "$top" "$root/src"
+	mount --rbind "$top" "$root/src"
 	mount --bind "$kernel" "$root/kernel"
 	mount -t proc proc "$root/proc"
 	mount --rbind /dev "$root/dev"

@@ -12,9 +12,9 @@ set -euo pipefail
 
 # Stock modules; what they depend on comes with them.  Some kernels lack Intel's
 # (the debug kernel), and the network of the jobs with a share (that and the cloud
-# kernels).
+# kernels) or overlayfs.
 modules=(kvm kvm-amd)
-optional=(kvm-intel 9p 9pnet_virtio)
+optional=(kvm-intel 9p 9pnet_virtio overlay)
 
 rel=$(cat /kernel/release)
 out=$KPT_TOP/build/initramfs.cpio.gz

@@ -13,8 +13,10 @@
 # with the kernel's configuration and compiler; the result names its symbols as
 # the stock kernel does, which is checked at the end.  Takes about 90 seconds.
 #
-# "rust-metadata.sh --running" does it for the running kernel of a Debian
-# machine and prints the name of the tree (in KPT_CACHE; kept).
+# "rust-metadata.sh --running" does it for the running kernel of a Debian machine
+# (or an installed one, KPT_RELEASE) and prints the name of the tree: in
+# KPT_CACHE, kept, and without what is not needed to build modules; or the
+# kernel's headers, should they have the metadata.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -24,27 +26,63 @@ upstream_of() {
 	sed -E 's/^([0-9.]*[0-9]).*/\1/' <<<"$1"
 }
 
+# The tools that it takes; the kernel's Rust crates only fit the very compiler
+# that they were built with.
+check_tools() {
+	local rel=$1 headers=$2 tool want have
+	for tool in make gcc rustc bindgen flex bison bc xz pahole; do
+		command -v "$tool" >/dev/null || die "$tool is not installed"
+	done
+	want=$(sed -n 's/^CONFIG_RUSTC_VERSION_TEXT="rustc \([^ ]*\).*/\1/p' "$headers/.config")
+	have=$(rustc --version | cut -d' ' -f2)
+	[ "$want" = "$have" ] || die "kernel $rel was built with rustc $want, this is rustc $have"
+}
+
+package_version() {
+	# shellcheck disable=SC2016 # dpkg's, not the shell's
+	dpkg-query -W -f '${db:Status-Abbrev} ${Version}' "$1" 2>/dev/null |
+		sed -n 's/^.[^cn]. //p'
+}
+
 running() {
-	local rel=${KPT_RELEASE:-$(uname -r)} up headers version out src
-	headers=/usr/src/linux-headers-$rel
+	local rel=${KPT_RELEASE:-$(uname -r)} up headers version have out src
+	headers=/lib/modules/$rel/build
 	up=$(upstream_of "$rel" | cut -d. -f1,2)
 	src=/usr/src/linux-source-$up.tar.xz
 	[ -e "$headers/.config" ] ||
-		die "no headers of the running kernel: apt install linux-headers-$rel"
+		die "no headers of kernel $rel: apt install linux-headers-$rel"
 	grep -q '^CONFIG_RUST=y' "$headers/.config" ||
 		die "kernel $rel is built without CONFIG_RUST; trixie-backports has one with it"
-	[ -e "$src" ] || die "no source of the running kernel: apt install linux-source-$up"
-	version=$(dpkg-query -W -f '${Version}' "linux-headers-$rel" 2>/dev/null || echo unknown)
-	[ "$version" = "$(dpkg-query -W -f '${Version}' "linux-source-$up" 2>/dev/null || echo unknown)" ] ||
-		die "linux-source-$up is not of the same version as linux-headers-$rel ($version)"
+	check_tools "$rel" "$headers"
+	if [ -e "$headers/rust/libkernel.rmeta" ]; then
+		echo "$headers"
+		return
+	fi
 
+	version=$(package_version "linux-headers-$rel")
+	[ -n "$version" ] || die "the headers of kernel $rel are not from the package linux-headers-$rel"
 	out=$KPT_CACHE/metadata-$rel-${version//[^A-Za-z0-9.+]/_}
 	if [ ! -d "$out" ]; then
+		have=$(package_version "linux-source-$up")
+		if [ -z "$have" ] || [ ! -e "$src" ]; then
+			die "no source of kernel $rel: apt install linux-source-$up=$version"
+		elif [ "$have" != "$version" ]; then
+			die "linux-source-$up is version $have, kernel $rel is $version: apt install linux-source-$up=$version"
+		fi
 		lock_cache_for "$(basename "$out")"
-		[ -d "$out" ] || "$0" "$rel" "$headers" "$src" "$out"
+		[ -d "$out" ] || KPT_TRIM=1 "$0" "$rel" "$headers" "$src" "$out"
 		unlock_cache
 	fi
 	echo "$out"
+}
+
+# What modules are built against is a sixth of the tree.
+trim() {
+	find . -mindepth 1 -maxdepth 1 -type d ! -name include ! -name scripts ! -name arch \
+		! -name rust ! -name tools -exec rm -rf {} +
+	find arch -mindepth 1 -maxdepth 1 -type d ! -name x86 -exec rm -rf {} +
+	find tools -mindepth 1 -maxdepth 1 ! -name objtool ! -name bpf -exec rm -rf {} +
+	find arch tools rust \( -name '*.[oc]' -o -name '*.a' \) -delete
 }
 
 prepare() {
@@ -59,6 +97,9 @@ prepare() {
 	make -C "$tree" "$@" olddefconfig
 	make -C "$tree" -j"$(nproc)" "$@" prepare modules_prepare
 	cp "$headers/Module.symvers" "$tree/Module.symvers"
+	if [ -n "${KPT_TRIM:-}" ]; then
+		(cd "$tree" && trim)
+	fi
 }
 
 if [ "${1:-}" = --running ]; then
@@ -74,14 +115,7 @@ fi
 grep -q '^CONFIG_RUST=y' "$headers/.config" ||
 	die "kernel $rel is built without CONFIG_RUST: no module in Rust can be built for it"
 [ -e "$source" ] || die "no kernel source $source"
-for tool in make gcc rustc bindgen flex bison bc xz pahole; do
-	command -v "$tool" >/dev/null || die "$tool is not installed"
-done
-
-# The kernel's Rust crates only fit the very compiler they were built with.
-want=$(sed -n 's/^CONFIG_RUSTC_VERSION_TEXT="rustc \([^ ]*\).*/\1/p' "$headers/.config")
-have=$(rustc --version | cut -d' ' -f2)
-[ "$want" = "$have" ] || die "kernel $rel was built with rustc $want, this is rustc $have"
+check_tools "$rel" "$headers"
 
 tmp=$out.tmp
 rm -rf "$tmp"
