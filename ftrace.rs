@@ -65,7 +65,11 @@ impl Hook {
         unsafe { Self::new(symbol, stub, 0) }
     }
 
-    /// As [`Hook::replace`] or [`Hook::before`], as the tag says.
+    /// A hook, not attached.
+    ///
+    /// # Safety
+    ///
+    /// That of [`Hook::replace`] or [`Hook::before`], as the tag says.
     const unsafe fn new(symbol: Symbol, ours: *const (), tag: usize) -> Self {
         // SAFETY: All zeroes is how C declares an `ftrace_ops` that ftrace will set up.
         let mut ops: bindings::ftrace_ops = unsafe { core::mem::zeroed() };

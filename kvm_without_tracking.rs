@@ -155,7 +155,7 @@ impl<'k> Notifiers<'k> {
     /// Whether there is no notifier. A hint without `mmu_lock`.
     #[inline(always)]
     pub(crate) fn is_empty(self) -> bool {
-        self.list.map_or(true, |list| list.is_empty())
+        self.list.is_none_or(|list| list.is_empty())
     }
 
     /// Adds a notifier. False if it is there already.
@@ -164,16 +164,16 @@ impl<'k> Notifiers<'k> {
     ///
     /// The notifier is in no other list.
     pub(crate) unsafe fn insert(self, node: &Node) -> bool {
+        let Some(list) = self.list else { return false };
         // SAFETY: The lock is that of the VM; the rest is the caller's promise.
-        self.list
-            .is_some_and(|list| unsafe { list.insert(node, &self.kvm.lock_mmu()) })
+        unsafe { list.insert(node, &self.kvm.lock_mmu()) }
     }
 
     /// Takes a notifier out. False if it is not there.
     pub(crate) fn remove(self, node: &Node) -> bool {
+        let Some(list) = self.list else { return false };
         // SAFETY: The lock is that of the VM.
-        self.list
-            .is_some_and(|list| unsafe { list.remove(node, &self.kvm.lock_mmu()) })
+        unsafe { list.remove(node, &self.kvm.lock_mmu()) }
     }
 
     /// Calls `f` for every notifier, in a read section that may sleep.

@@ -264,7 +264,9 @@ fn for_each_counted(slots: Slots<'_>, mut f: impl FnMut(Page<'_>, Counters<'_>))
                 }
                 let gfn = slot.base_gfn() + i;
                 if counters.get(gfn) != 0 {
-                    slot.page(gfn).map(|page| f(page, counters));
+                    if let Some(page) = slot.page(gfn) {
+                        f(page, counters);
+                    }
                 }
             }
             Ok(())

@@ -380,7 +380,7 @@ impl<T: Linked> NotifierList<T> {
 
     /// Whether the list is empty. A hint without `mmu_lock`.
     pub(crate) fn is_empty(&self) -> bool {
-        self.inner().map_or(true, |inner| inner.head().is_empty())
+        self.inner().is_none_or(|inner| inner.head().is_empty())
     }
 
     /// Adds a node. False if it is there already, or the list is not open.
@@ -389,9 +389,11 @@ impl<T: Linked> NotifierList<T> {
     ///
     /// The node is in no other list. The lock is that of the VM that this one belongs to.
     pub(crate) unsafe fn insert(&self, node: &T, mmu: &MmuWrite<'_>) -> bool {
+        let Some(inner) = self.inner() else {
+            return false;
+        };
         // SAFETY: The caller's promise; the rest is the invariant of `Node`.
-        self.inner()
-            .is_some_and(|inner| unsafe { inner.head().insert(node.node(), mmu) })
+        unsafe { inner.head().insert(node.node(), mmu) }
     }
 
     /// Takes a node out. False if it is not there.
@@ -400,9 +402,11 @@ impl<T: Linked> NotifierList<T> {
     ///
     /// The lock is that of the VM that the list belongs to.
     pub(crate) unsafe fn remove(&self, node: &T, mmu: &MmuWrite<'_>) -> bool {
+        let Some(inner) = self.inner() else {
+            return false;
+        };
         // SAFETY: The caller's promise.
-        self.inner()
-            .is_some_and(|inner| unsafe { inner.head().remove(node.node(), mmu) })
+        unsafe { inner.head().remove(node.node(), mmu) }
     }
 
     /// Calls `f` for every node, in a read section that may sleep.

@@ -63,6 +63,7 @@ struct kpt_notifier_node {
 	void (*track_remove_region)(gfn_t gfn, unsigned long nr_pages,
 				    struct kpt_notifier_node *node);
 };
+
 #define kvm_page_track_notifier_node kpt_notifier_node
 
 int kvm_page_track_register_notifier(struct kvm *kvm,
@@ -118,7 +119,8 @@ struct kvm_page_track_client {
  * @kvm: the VM; the caller's mm must be its mm
  * @client: the client, valid until kvm_page_track_unregister_client() returns
  *
- * Its node is not to be registered as a notifier meanwhile.  Pins the VM and kvm_page_track.ko until the client is unregistered.
+ * Its node is not to be registered as a notifier meanwhile.  Pins the VM and
+ * kvm_page_track.ko until the client is unregistered.
  *
  * Return: 0, -EINVAL, -ESRCH, -EEXIST, -EOPNOTSUPP, -ENOMEM, -EAGAIN.
  */

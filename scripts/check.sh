@@ -78,13 +78,13 @@ kernel_c_check() {
 # function of the API returns (ENOSYS), and name one type differently in each
 # module.
 test_c_check() {
-	checkpatch BIT_MACRO,ENOSYS,NEW_TYPEDEFS --strict -f "${test_c[@]}"
+	checkpatch BIT_MACRO,ENOSYS,NEW_TYPEDEFS,MACRO_ARG_REUSE --strict -f "${test_c[@]}"
 }
 
 # User space: no kernel macros for attributes, memory shared with a guest is
 # volatile.
 user_c_check() {
-	checkpatch VOLATILE,PREFER_DEFINED_ATTRIBUTE_MACRO,EMBEDDED_FUNCTION_NAME,COMPLEX_MACRO \
+	checkpatch ENOSYS,VOLATILE,PREFER_DEFINED_ATTRIBUTE_MACRO,EMBEDDED_FUNCTION_NAME,COMPLEX_MACRO \
 		-f "${user_c[@]}"
 }
 

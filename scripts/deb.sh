@@ -26,7 +26,7 @@ src=$tree/usr/src/kvm-page-track-$version
 doc=$tree/usr/share/doc/kvm-page-track-dkms
 
 mkdir -p "$src/scripts" "$doc" "$tree/DEBIAN"
-cp Kbuild Makefile LICENSE ./*.rs ./*.c ./*.h "$src"
+cp Kbuild Makefile LICENSE ./*.rs ./*.[chS] ./*.mk "$src"
 cp -r include samples "$src"
 cp scripts/{lib,rust-metadata,dkms}.sh "$src/scripts"
 sed "s/^PACKAGE_VERSION=.*/PACKAGE_VERSION=\"$version\"/" dkms.conf >"$src/dkms.conf"

@@ -20,8 +20,8 @@ typedef struct kvm_page_track_notifier_node kpt_tracker_t;
 #include "kpt_core.h"
 
 #ifdef CONFIG_KVM_EXTERNAL_WRITE_TRACKING
-#define get_upstream(fn)	(&fn)
-#define put_upstream(fn)	do { } while (0)
+#define get_upstream(fn)	(&(fn))
+#define put_upstream(fn)	((void)(fn))
 #else
 /*
  * kvm.ko offers nothing to other modules.  kvm_page_track.ko has the functions
@@ -33,7 +33,7 @@ typedef struct kvm_page_track_notifier_node kpt_tracker_t;
 
 /* Calls upstream's function, or is -ENOSYS. */
 #define CALL_UPSTREAM(fn, ...) ({			\
-	typeof(&fn) _fn = get_upstream(fn);		\
+	typeof(fn) *_fn = get_upstream(fn);		\
 	int _r = -ENOSYS;				\
 							\
 	if (_fn) {					\
@@ -100,7 +100,7 @@ static int kpt_api_register(u32 type, struct kvm *kvm, struct kpt_node *node)
 
 static void kpt_api_unregister(u32 type, struct kvm *kvm, struct kpt_node *node)
 {
-	typeof(&kvm_page_track_unregister_notifier) fn;
+	void (*fn)(struct kvm *kvm, struct kvm_page_track_notifier_node *n);
 
 	fn = get_upstream(kvm_page_track_unregister_notifier);
 	if (fn) {
