@@ -287,12 +287,24 @@ static void idle(void)
 	}
 }
 
+/* It imports from kvm.ko, or from us. */
+static void upstreams_api(void)
+{
+	kpt_attach();
+	KPT_OK(kpt_mod_load("kpt_upstream"));
+	if (!kpt_kvm_tracks())
+		KPT_ERR(kpt_mod_unload("kvm_page_track"), EAGAIN);
+	KPT_OK(kpt_mod_unload_retry("kpt_upstream"));
+	kpt_detach();
+}
+
 static const struct kpt_test tests[] = {
 	{ "every write is delivered once, through attach and detach",
 	  under_a_running_vcpu, 120 },
 	{ "attach and detach under calls of the API", under_calls, 120 },
 	{ "VMs that die during rmmod", vms_die_during_detach, 120 },
 	{ "rmmod is refused while somebody needs us", refused_while_in_use },
+	{ "a module written for upstream's API", upstreams_api },
 	{ "an open debugfs file keeps the module", an_open_file_keeps_the_module },
 	{ "attach and detach with nobody there", idle },
 };
