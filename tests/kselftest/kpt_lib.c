@@ -357,10 +357,9 @@ struct kvm_vm *kpt_vm(struct kvm_vcpu **vcpu, void *guest, u64 npages,
 }
 
 /*
- * The library's vCPUs begin with interrupts disabled.  With these, an Intel
- * processor as Bochs emulates it does not leave the guest for an interrupt of the
- * host's, and a guest that only computes keeps the processor for ever.  Nothing
- * interrupts our guests.
+ * The library's vCPUs begin with interrupts disabled.  With these, a guest that
+ * only computes keeps an Intel processor of Bochs for ever, as if it did not leave
+ * the guest for an interrupt of the host's.  Nothing interrupts our guests.
  */
 static void enable_interrupts(struct kvm_vcpu *vcpu)
 {
