@@ -22,11 +22,11 @@ SHELL := /bin/bash
 all: module
 
 # The running kernel (or another installed one, KPT_RELEASE), if modules for it
-# can be built here.
+# can be built here; not if a kernel of the toolchain root is asked for.
 running := $(or $(KPT_RELEASE),$(shell uname -r))
-native := $(if $(KDIR),yes,$(shell \
+native := $(if $(KDIR),yes,$(if $(KPT_FLAVOUR)$(KPT_SUITE)$(KPT_KERNEL_SUITE),,$(shell \
 	grep -qs '^CONFIG_RUST=y' /lib/modules/$(running)/build/.config && \
-	command -v rustc >/dev/null && command -v bindgen >/dev/null && echo yes))
+	command -v rustc >/dev/null && command -v bindgen >/dev/null && echo yes)))
 
 ifneq ($(native),)
 # ---------------------------------------------------------------------------

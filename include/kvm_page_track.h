@@ -9,7 +9,8 @@
  * kvm_page_track.ko's.
  *
  * Contexts.  Unless a function says otherwise it may sleep, and is called
- * without kvm->mmu_lock, kvm->slots_arch_lock or a kvm->srcu read section.
+ * without kvm->mmu_lock or kvm->slots_arch_lock.  Register and unregister are
+ * called outside kvm->srcu read sections as well, all others inside or outside.
  * The caller keeps @kvm alive across the call (kvm_get_kvm()).
  *
  * Errors.  A refused call changes no count, no mapping and no registration.
@@ -92,7 +93,8 @@ int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
  * who; not for emulated writes to others, nor for those that only KVM tracks
  * (its shadow page tables).
  *
- * Callbacks run in task context in an SRCU read section of the notifiers,
+ * Callbacks run in task context in an SRCU read section of the notifiers
+ * (track_write in the vCPU's of kvm->srcu as well),
  * without kvm->mmu_lock, and may sleep.  track_write and track_remove_region
  * may add and remove pages.  track_move_region runs under kvm->slots_lock and
  * kvm->slots_arch_lock: the moving memslot's pages can be neither added nor

@@ -8,7 +8,7 @@ set -euo pipefail
 
 [ -d "$KPT_CACHE" ] || exit 0
 lock_cache_for all
-for f in "$KPT_CACHE"/{toolchain-*,kernel-*,deb-*,metadata-*,matplotlib*,log,empty,sources-*.tmp,lock.d}; do
+for f in "$KPT_CACHE"/{toolchain-*,kernel-*,deb-*,debug-[0-9]*,metadata-*,matplotlib*,log,empty,sources-*.tmp,lock.d}; do
 	[ -e "$f" ] || [ -L "$f" ] || continue
 	say "removing $f"
 	rm -rf --one-file-system "$f"

@@ -309,24 +309,6 @@ vm() {
 		</dev/null | awk -v vm="$1" -v sum="build/log/$1.sum" -f scripts/tap.awk || true
 }
 
-summary() {
-	local passed=0 failed=0 skipped=0 p f s m
-	echo
-	for m in "${machines[@]}"; do
-		if [ -s "build/log/$m.sum" ]; then
-			read -r p f s <"build/log/$m.sum"
-			tail -n +2 "build/log/$m.sum"
-			passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-		else
-			echo "FAIL  [$m] machine: no result"
-			failed=$((failed + 1))
-		fi
-	done
-	say "tests took $((SECONDS - start)) s; logs are in build/log"
-	echo "$passed passed, $failed failed, $skipped skipped"
-	[ "$failed" -eq 0 ]
-}
-
 [ -d "$base" ] || make_base
 for m in "${machines[@]}"; do
 	rm -f "build/log/$m.sum"

@@ -101,3 +101,28 @@ lock_cache() {
 unlock_cache() {
 	exec 9>&- 10>&-
 }
+
+# Add up build/log/MACHINE.sum (scripts/tap.awk) of all $machines, print what did
+# not pass and the last line of a test run.  Fails unless all passed.
+# shellcheck disable=SC2154 # machines and start are the caller's
+summary() {
+	local passed=0 failed=0 skipped=0 p f s m
+	echo
+	for m in "${machines[@]}"; do
+		if [ -s "build/log/$m.sum" ]; then
+			read -r p f s <"build/log/$m.sum"
+			tail -n +2 "build/log/$m.sum"
+			passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+		else
+			echo "FAIL  [$m] machine: no result"
+			failed=$((failed + 1))
+		fi
+	done
+	if [ $((passed + failed)) -eq 0 ]; then
+		echo "FAIL  no test ran"
+		failed=1
+	fi
+	say "tests took $((SECONDS - start)) s; logs are in build/log"
+	echo "$passed passed, $failed failed, $skipped skipped"
+	[ "$failed" -eq 0 ]
+}

@@ -47,28 +47,6 @@ mkdir -p build/log
 exec 8>build/.test-lock
 flock -n 8 || die "another make test is running in this clone"
 
-summary() {
-	local passed=0 failed=0 skipped=0 p f s m
-	echo
-	for m in "${machines[@]}"; do
-		if [ -s "build/log/$m.sum" ]; then
-			read -r p f s <"build/log/$m.sum"
-			tail -n +2 "build/log/$m.sum"
-			passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-		else
-			echo "FAIL  [$m] machine: no result"
-			failed=$((failed + 1))
-		fi
-	done
-	if [ $((passed + failed)) -eq 0 ]; then
-		echo "FAIL  no test ran"
-		failed=1
-	fi
-	say "tests took $((SECONDS - start)) s; logs are in build/log"
-	echo "$passed passed, $failed failed, $skipped skipped"
-	[ "$failed" -eq 0 ]
-}
-
 build() {
 	if ! scripts/in-root.sh make --no-print-directory module tests-build ||
 		! scripts/initramfs.sh ||
