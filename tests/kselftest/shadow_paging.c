@@ -416,6 +416,32 @@ static void tracked_twice(void)
 	kpt_detach();
 }
 
+/* The guest's edits of tables that only KVM tracks are told nobody. */
+static void tracked_by_kvm_alone(void)
+{
+	int stage, id;
+	u64 edits;
+
+	if (kpt_tdp())
+		kpt_skip("KVM tracks page tables under shadow paging only");
+
+	kpt_attach();
+	make();
+	id = kpt_reg(kpt_stock, vm, KPT_NOTIFIER, 0);
+	TEST_ASSERT(id >= 0, "register: %d", id);
+	edits = vm_get_stat(vm, mmu_pte_write);
+	for (stage = 1; stage <= STAGES; stage++)
+		kpt_run_to(vcpu, stage);
+	edits = vm_get_stat(vm, mmu_pte_write) - edits;
+	TEST_ASSERT(edits > STAGES, "%lu edits emulated only", edits);
+	TEST_ASSERT(tracked_by_kvm() > 1, "KVM tracks nothing");
+	KPT_EQ(kpt_counters(kpt_stock, id).writes, 0);
+	kpt_run_done(vcpu);
+	KPT_OK(kpt_unreg(kpt_stock, id));
+	kvm_vm_free(vm);
+	kpt_detach();
+}
+
 static void by_c(void)
 {
 	run_stages(0, 0);
@@ -429,6 +455,8 @@ static const struct kpt_test tests[] = {
 	{ "attached and detached while the guest runs", while_running, 120 },
 	{ "the guest's tables tracked by KVM and by another module",
 	  tracked_twice },
+	{ "the guest's tables tracked by KVM alone are nobody's business",
+	  tracked_by_kvm_alone },
 };
 
 int main(void)
