@@ -137,8 +137,36 @@ report_check() {
 	scripts/kernel-report.sh "$log"
 }
 
+# A computer that stood still excuses a lockup, and nothing else.
+stall_check() (
+	log=$KPT_TOP/build/check name=stall console=$log/stall.console
+	job=none limit=1 out=$log/stall.out
+	# shellcheck source=scripts/machine.sh
+	. scripts/machine.sh
+	lockup='[ 9.0] watchdog: BUG: soft lockup - CPU#0 stuck for 24s! [swapper/0:0]
+[ 9.1] Modules linked in: kvm
+[ 9.2] Code: 48 83'
+	echo '# kpt-job: done rc=1' >"$out"
+	judged() {
+		printf '%s\n' "$1" >"$console"
+		machine_judge 0
+		[ "$status" -eq "$2" ] || { echo "$status instead of $2: $1 $text"; exit 1; }
+	}
+	rm -f "$log/stall.stalled"
+	judged "$lockup" 2
+	judged '' 1
+	echo '90 s: the computer stood still for 24 s' >"$log/stall.stalled"
+	judged "$lockup" 3
+	judged '' 3
+	judged "$lockup"$'\n[ 9.3] WARNING: x\n[ 9.4] Call Trace:' 2
+	judged "$(printf '%s\n' "$lockup"; seq 100; echo '[ 9.9] Call Trace:')" 2
+	echo '# kpt-job: done rc=0' >"$out"
+	judged '' 0
+)
+
 check "README's example is the sample, and builds" example_check
 check "reports are found in a kernel's log" report_check
+check "a computer that stood still excuses a lockup only" stall_check
 check "kernels that lack something are refused by name" scripts/check-refusals.sh
 check "shellcheck" shellcheck -x scripts/*.sh scripts/jobs/* .ci/run dkms.conf \
 	packaging/{postinst,prerm,postrm}

@@ -27,7 +27,35 @@ machine_initrd() {
 
 # machine_judge RC: from how the emulator ended (as timeout tells it), what the
 # job said and what the kernel said; sets $status and $text.
+#
+# A machine that failed, but stood still meanwhile for longer than a kernel takes
+# for a lockup (scripts/vm-watch.py), shows nothing: that is the emulator's
+# failure, unless the kernel complains of anything but lockups and stalls.
 machine_judge() {
+	machine_judge_run "$1"
+	case $status in
+	1 | 2 | 5)
+		if [ -e "$log/$name.stalled" ] && only_lockups "$console"; then
+			status=3 text="$(tail -n 1 "$log/$name.stalled"); else: $text"
+		fi
+		;;
+	esac
+}
+
+# only_lockups LOG: is there no report but of lockups and stalls, with what is
+# printed behind each?
+only_lockups() {
+	local rest=$log/$name.rest
+	tr -d '\r' <"$1" | awk '
+		/watchdog: BUG: soft lockup|rcu: INFO: .* (detected|self-detected) stall/ { theirs = 60 }
+		/BUG:|WARNING:|Oops|KASAN|KCSAN|ODEBUG|panic/ && !/soft lockup/ { theirs = 0 }
+		theirs-- > 0 { next }
+		{ theirs = 0; print }
+	' >"$rest"
+	"$KPT_TOP/scripts/kernel-report.sh" "$rest" >/dev/null
+}
+
+machine_judge_run() {
 	local rc=$1 verdict report line
 	verdict=$(sed -n 's/^# kpt-job: done rc=\([0-9]*\).*/\1/p' "$out" | tail -n 1)
 

@@ -96,7 +96,7 @@ BEGIN { reset() }
 		fail("machine: " text)
 	next
 }
-/^# kernel: / || /^# kpt-vm: / || /^# kpt-guest: / || /^# qemu: / { emit("    ", $0); next }
+/^# kernel: / || /^# emulator: / || /^# kpt-vm: / || /^# kpt-guest: / || /^# qemu: / { emit("    ", $0); next }
 prog == "" { next }
 
 /^[0-9]+\.\.[0-9]+/ {

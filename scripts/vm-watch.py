@@ -2,17 +2,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Beside a running QEMU (scripts/vm.sh): vm-watch.py MONITOR BASE LIMIT
 
-Every five seconds, if QEMU has used next to no processor time meanwhile:
+Every two seconds:
 
 - A processor that is halted with interrupts on while its local APIC has one
   pending has lost it: QEMU 10's SVM clears its own interrupt flag outside the
   lock under which the timer's thread sets the one for real interrupts
-  (do_vmexit), and the machine sleeps for ever.  Any other interrupt makes the
-  APIC raise it again, so a key is pressed (Shift), and a line written to
-  BASE.woken.
+  (do_vmexit), and the machine sleeps for ever.  So when QEMU has used next to
+  no processor time, that is looked for.  Any other interrupt makes the APIC
+  raise it again, so a key is pressed (Shift), and a line written to BASE.woken.
 - If that does not help for 120 seconds, or the monitor says nothing, BASE.stands
   is made and QEMU ended: the emulator has died.  Any other machine that does
   nothing runs out of time: that would be the kernel's doing, or ours.
+- If the two seconds were ten and more, or the machine slept for that long until
+  it could be woken, then a clock in it jumped: its kernel may say that it was
+  locked up, and its job that something took too long.  A line is written to
+  BASE.stalled (what follows from it: scripts/machine.sh).
 
 The processors' state goes to BASE.state then, and 25 seconds before LIMIT.
 """
@@ -27,6 +31,8 @@ import time
 
 monitor, base, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
 BUSY = 0.05
+PERIOD = 2
+LONG = 10
 
 
 def ask(*commands):
@@ -34,15 +40,22 @@ def ask(*commands):
     text = ""
     with socket.socket(socket.AF_UNIX) as s:
         s.connect(monitor)
-        s.settimeout(1)
-        for command in commands:
-            s.sendall(command.encode() + b"\n")
+        s.settimeout(5)
+        for command in (None, *commands):
+            if command:
+                s.sendall(command.encode() + b"\n")
+            answer = b""
             try:
-                while data := s.recv(65536):
-                    text += data.decode(errors="replace")
+                # The echo of a command has a prompt before it, not behind.
+                while not answer.endswith(b"\n(qemu) ") and answer != b"(qemu) ":
+                    data = s.recv(65536)
+                    if not data:
+                        break
+                    answer += data
             except TimeoutError:
                 pass
-    return re.sub(r"\(qemu\) .*\x1b\[[KD].*", "", text.replace("\r", ""))
+            text += answer.decode(errors="replace")
+    return re.sub(r"\(qemu\) (.*\x1b\[[KD])?.*", "", text.replace("\r", ""))
 
 
 def qemu():
@@ -76,12 +89,24 @@ def processors():
 
 def lost():
     """Does a processor not see its interrupts, now and a second later?"""
-    for _ in range(2):
+    for again in (False, True):
+        if again:
+            time.sleep(1)
         cpus = processors()
         if cpus and not any(all(cpu) for cpu in cpus):
             return False
-        time.sleep(1)
     return True
+
+
+def clocks():
+    """A virtual computer that was halted may find that out from some only."""
+    return [time.clock_gettime(c) for c in
+            (time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME, time.CLOCK_REALTIME)]
+
+
+def note(suffix, line):
+    with open(base + suffix, "a", encoding="ascii") as f:
+        f.write(line + "\n")
 
 
 def dump():
@@ -93,11 +118,17 @@ def watch():
     started = time.monotonic()
     still_since, before, at = started, 0.0, started
     while time.monotonic() - started < limit - 25:
-        time.sleep(5)
+        asleep = clocks()
+        time.sleep(PERIOD)
+        now = time.monotonic()
+        gap = max(b - a for a, b in zip(asleep, clocks()))
+        if gap > LONG:
+            note(".stalled", f"{now - started:.0f} s: the computer stood still "
+                 f"for {gap:.0f} s")
         pid = qemu()
         if not pid:
             continue
-        now, used = time.monotonic(), processor_time(pid)
+        used = processor_time(pid)
         if used - before > BUSY * (now - at):
             still_since = now
         before, at = used, now
@@ -106,13 +137,14 @@ def watch():
         if not lost():
             still_since = now
             continue
-        with open(base + ".woken", "a", encoding="ascii") as f:
-            f.write(f"{now - started:.0f} s: an interrupt was lost\n")
+        note(".woken", f"{now - started:.0f} s: an interrupt was lost")
+        if now - still_since > LONG:
+            note(".stalled", f"{now - started:.0f} s: the machine slept "
+                 f"for {now - still_since:.0f} s")
         ask("sendkey shift")
         if now - still_since > 120:
             dump()
-            with open(base + ".stands", "w", encoding="ascii"):
-                pass
+            note(".stands", "")
             os.kill(pid, signal.SIGABRT)
             return
     dump()

@@ -25,7 +25,7 @@
 #   0  the guest's verdict is good and the kernel's log is clean
 #   1  the guest's verdict is bad
 #   2  the kernel reported something (always a failure)
-#   3  the emulator itself died, twice
+#   3  the emulator itself died or stood still, twice
 #   4  out of time
 #   5  the machine ended without a verdict
 # The last line of stdout tells the same: "# kpt-vm: NAME end=STATUS TEXT".
@@ -99,7 +99,7 @@ boot() {
 		timeout --foreground -k 10 "$limit" "${qemu[@]}" || rc=$?
 		stty sane
 	else
-		rm -f "$log/$name".{stands,woken}
+		rm -f "$log/$name".{stands,woken,stalled}
 		"$KPT_TOP/scripts/vm-watch.py" "$monitor" "$log/$name" "$limit" &
 		watch=$!
 		timeout --foreground -k 10 "$limit" "${qemu[@]}" </dev/null 2>"$out.err" |
@@ -107,7 +107,10 @@ boot() {
 		kill "$watch" 2>/dev/null || true
 		[ ! -s "$out.err" ] || sed "s/^/# qemu: /" "$out.err"
 	fi
-	[ ! -e "$log/$name.woken" ] || sed 's/^/# emulator: /' "$log/$name.woken"
+	local f
+	for f in "$log/$name".{woken,stalled}; do
+		[ ! -e "$f" ] || sed 's/^/# emulator: /' "$f"
+	done
 	machine_judge "$rc"
 }
 
