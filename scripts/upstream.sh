@@ -50,7 +50,7 @@ trap 'exit 1' INT TERM
 # started again behind the program that it ended in.  Prints nothing but
 # progress; what is wrong with the machine itself goes to *.machine.
 run_way() {
-	local mode=$1 way=$2 tag=$3 list=$4 name npt=1 most=$limit boot=0 again=''
+	local mode=$1 way=$2 tag=$3 list=$4 name npt=1 most=$limit boot=0 again='' stalled=''
 	local base=$log/upstream-$1-$2$3 todo status text prog reports module result reader
 	local -A died=()
 	[ "$mode" = nested ] || npt=0
@@ -66,6 +66,7 @@ run_way() {
 		: >"$log/$name.out"
 		rm -f "$base.fifo"
 		mkfifo "$base.fifo"
+		cp "$base.res" "$base.res.before"
 		awk -v vm="$mode $way$tag" -v res="$base.res" -f scripts/upstream.awk \
 			<"$base.fifo" &
 		reader=$!
@@ -95,6 +96,13 @@ run_way() {
 			read -r reports
 			read -r module || true
 		} <"$base.res.end"
+		# what a machine says that stood still counts for nothing, once
+		if [ "$status" -eq 3 ] && [ -z "$stalled" ] && [ -e "$log/$name.stalled" ]; then
+			stalled=1
+			say "$name: $text; running it once more"
+			mv "$base.res.before" "$base.res"
+			continue
+		fi
 		[ -z "$module" ] || [ "$status" -ne 1 ] || echo "$module" >>"$base.machine"
 
 		cut -f 1 "$base.res" | grep -vxF -f - "$list" >"$todo" || true
