@@ -31,8 +31,8 @@ cp -r include samples "$src"
 cp scripts/{lib,rust-metadata,dkms}.sh "$src/scripts"
 sed "s/^PACKAGE_VERSION=.*/PACKAGE_VERSION=\"$version\"/" dkms.conf >"$src/dkms.conf"
 ln -s "kvm-page-track-$version" "$tree/usr/src/kvm-page-track"
-cp README.md packaging/copyright "$doc"
-gzip -9n "$doc/README.md"
+cp -r README.md docs packaging/copyright "$doc"
+gzip -9n "$doc"/README.md "$doc"/docs/*.md
 
 size=$(du -sk --apparent-size "$tree/usr" | cut -f1)
 for f in control postinst prerm postrm; do
