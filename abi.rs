@@ -35,6 +35,15 @@ unsafe fn check<'a>(kvm: *mut bindings::kvm, mode: c_uint) -> Result<&'a Kvm> {
     Ok(unsafe { Kvm::from_ptr(kvm) })
 }
 
+/// What C is told of a result, without the function call that `from_result` is for most callers here.
+#[inline(always)]
+fn errno(result: Result) -> c_int {
+    match result {
+        Ok(()) => 0,
+        Err(e) => e.to_errno(),
+    }
+}
+
 /// Adds a page.
 ///
 /// # Safety
@@ -42,11 +51,8 @@ unsafe fn check<'a>(kvm: *mut bindings::kvm, mode: c_uint) -> Result<&'a Kvm> {
 /// `kvm` is NULL or a VM that the caller keeps alive.
 #[inline(always)]
 unsafe fn add(kvm: *mut bindings::kvm, gfn: Gfn, mode: c_uint) -> c_int {
-    from_result(|| {
-        // SAFETY: The caller's promise.
-        let kvm = unsafe { check(kvm, mode) }?;
-        tracker::add(kvm, gfn).map(|()| 0)
-    })
+    // SAFETY: The caller's promise.
+    errno(unsafe { check(kvm, mode) }.and_then(|kvm| tracker::add(kvm, gfn)))
 }
 
 /// Removes a page.
@@ -56,11 +62,8 @@ unsafe fn add(kvm: *mut bindings::kvm, gfn: Gfn, mode: c_uint) -> c_int {
 /// As [`add`].
 #[inline(always)]
 unsafe fn remove(kvm: *mut bindings::kvm, gfn: Gfn, mode: c_uint) -> c_int {
-    from_result(|| {
-        // SAFETY: The caller's promise.
-        let kvm = unsafe { check(kvm, mode) }?;
-        tracker::remove(kvm, gfn).map(|()| 0)
-    })
+    // SAFETY: The caller's promise.
+    errno(unsafe { check(kvm, mode) }.and_then(|kvm| tracker::remove(kvm, gfn)))
 }
 
 /// See the C header.

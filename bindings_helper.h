@@ -6,7 +6,6 @@
 #include <linux/module.h>
 #include <linux/rcupdate.h>
 #include <linux/srcu.h>
-#include <linux/xarray.h>
 
 #include "include/kvm_page_track.h"
 #include "helpers.h"

@@ -73,7 +73,7 @@ unsafe extern "C" fn kpt_show_vms(m: *mut bindings::seq_file) {
             kvm.userspace_pid(),
             memslot::tracked_pages(kvm),
             memslot::counter_bytes(kvm),
-            notifier::count(kvm, vm),
+            notifier::count(kvm),
             vm.events.load(Relaxed),
         );
         Ok(())

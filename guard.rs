@@ -28,11 +28,14 @@ pub(crate) fn enter() -> Guard {
     }
 }
 
-/// Enters the guard where taking a spinlock may sleep: on PREEMPT_RT. Elsewhere Tasks RCU waits for
-/// whoever holds one or waits for it.
+/// Whether taking a spinlock may sleep: on PREEMPT_RT. Elsewhere Tasks RCU waits for whoever holds one
+/// or waits for it.
+pub(crate) const LOCKS_SLEEP: bool = cfg!(CONFIG_PREEMPT_RT = "y");
+
+/// Enters the guard where taking a spinlock may sleep.
 #[inline(always)]
 pub(crate) fn enter_if_locks_sleep() -> Option<Guard> {
-    cfg!(CONFIG_PREEMPT_RT = "y").then(enter)
+    LOCKS_SLEEP.then(enter)
 }
 
 impl Drop for Guard {
@@ -60,7 +63,7 @@ pub(crate) fn wait() {
 
 /// Waits until every task has slept once, or run in user space: a grace period of Tasks RCU. Sleeps.
 ///
-/// To be called from module exit, or from a module init that failed.
+/// To be called from module init or exit, without locks.
 pub(crate) fn synchronize_tasks() {
     // SAFETY: Process context without locks.
     unsafe { bindings::synchronize_rcu_tasks() };

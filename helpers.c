@@ -12,7 +12,6 @@
 #include <linux/srcu.h>
 #include <linux/static_call.h>
 #include <linux/vmalloc.h>
-#include <linux/xarray.h>
 
 /* KVM's own headers: enum kvm_apicv_inhibit, and struct kvm_mmu_page. */
 #include "x86.h"
@@ -117,6 +116,15 @@ void kpt_mmu_read_unlock(struct kvm *kvm)
 	read_unlock(&kvm->mmu_lock);
 }
 
+/* Where KVM links the shadow pages of @gfn, before it counts them; or NULL. */
+struct hlist_head *kpt_shadow_bucket(struct kvm *kvm, gfn_t gfn)
+{
+	/* Pairs with the release in kvm_mmu_alloc_page_hash(). */
+	struct hlist_head *hash = smp_load_acquire(&kvm->arch.mmu_page_hash);
+
+	return hash ? &hash[hash_64(gfn, KVM_MMU_HASH_SHIFT)] : NULL;
+}
+
 /*
  * The shadow pages of @gfn in address space 0 for which KVM counts it as
  * tracked: those of guest page tables (not direct, not passed through) that are
@@ -124,16 +132,14 @@ void kpt_mmu_read_unlock(struct kvm *kvm)
  */
 unsigned int kpt_shadow_page_tables(struct kvm *kvm, gfn_t gfn)
 {
-	struct hlist_head *hash;
+	struct hlist_head *bucket = kpt_shadow_bucket(kvm, gfn);
 	struct kvm_mmu_page *sp;
 	unsigned int n = 0;
 
-	/* Pairs with the release in kvm_mmu_alloc_page_hash(). */
-	hash = smp_load_acquire(&kvm->arch.mmu_page_hash);
 	lockdep_assert_held(&kvm->mmu_lock);
-	if (!hash)
+	if (!bucket)
 		return 0;
-	hlist_for_each_entry(sp, &hash[hash_64(gfn, KVM_MMU_HASH_SHIFT)], hash_link) {
+	hlist_for_each_entry(sp, bucket, hash_link) {
 		union kvm_mmu_page_role role = sp->role;
 
 		if (sp->gfn == gfn && role.level > PG_LEVEL_4K && !role.smm &&
@@ -215,11 +221,8 @@ bool kpt_mm_is_current(struct kvm *kvm)
 	return kvm->mm == current->mm;
 }
 
-bool kpt_is_sev(struct kvm *kvm)
-{
-	/* What says so is private to kvm-amd, except that SEV inhibits AVIC. */
-	return kvm->arch.apicv_inhibit_reasons & BIT(APICV_INHIBIT_REASON_SEV);
-}
+/* What says so is private to kvm-amd, except that SEV inhibits AVIC. */
+const unsigned long kpt_inhibited_by_sev = BIT(APICV_INHIBIT_REASON_SEV);
 
 DEFINE_STATIC_SRCU(kpt_guard);
 
@@ -236,11 +239,6 @@ void kpt_guard_exit(int idx)
 void kpt_guard_drain(void)
 {
 	synchronize_srcu(&kpt_guard);
-}
-
-int kpt_srcu_init(struct srcu_struct *srcu)
-{
-	return init_srcu_struct(srcu);
 }
 
 int kpt_srcu_read_lock(struct srcu_struct *srcu)
@@ -267,16 +265,6 @@ bool kpt_hlist_linked(const struct hlist_node *n)
 {
 	/* hlist_del_rcu() leaves the poison. */
 	return n->pprev && (void *)n->pprev != LIST_POISON2;
-}
-
-void kpt_xa_init(struct xarray *xa)
-{
-	xa_init(xa);
-}
-
-int kpt_xa_insert(struct xarray *xa, unsigned long index, void *entry)
-{
-	return xa_insert(xa, index, entry, GFP_KERNEL_ACCOUNT);
 }
 
 void kpt_sleep_idle(void)

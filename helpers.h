@@ -8,7 +8,6 @@
 
 #include <linux/kvm_host.h>
 #include <linux/seq_file.h>
-#include <linux/xarray.h>
 
 /* Functions of kvm.ko that are not exported, by the order of their names. */
 enum kpt_kvm_function {
@@ -35,6 +34,7 @@ bool kpt_mmu_is_wanted(struct kvm *kvm);
 void kpt_mmu_write_yield(struct kvm *kvm);
 void kpt_mmu_read_lock(struct kvm *kvm);
 void kpt_mmu_read_unlock(struct kvm *kvm);
+struct hlist_head *kpt_shadow_bucket(struct kvm *kvm, gfn_t gfn);
 unsigned int kpt_shadow_page_tables(struct kvm *kvm, gfn_t gfn);
 void kpt_slots_arch_lock(struct kvm *kvm);
 void kpt_slots_arch_unlock(struct kvm *kvm);
@@ -49,22 +49,19 @@ struct kvm_memory_slot *kpt_next_slot(const struct kvm_memslots *slots,
 struct kvm_memory_slot *kpt_inactive_slot(struct kvm *kvm, int as_id, int id);
 void *kpt_alloc_counters(unsigned long npages);
 bool kpt_mm_is_current(struct kvm *kvm);
-bool kpt_is_sev(struct kvm *kvm);
+extern const unsigned long kpt_inhibited_by_sev;
 
 /* The text guard: see guard.rs. */
 int kpt_guard_enter(void);
 void kpt_guard_exit(int idx);
 void kpt_guard_drain(void);
 
-/* rculist, srcu and xarray inlines. */
-int kpt_srcu_init(struct srcu_struct *srcu);
+/* rculist and srcu inlines. */
 int kpt_srcu_read_lock(struct srcu_struct *srcu);
 void kpt_srcu_read_unlock(struct srcu_struct *srcu, int idx);
 void kpt_hlist_add_head_rcu(struct hlist_node *n, struct hlist_head *h);
 void kpt_hlist_del_rcu(struct hlist_node *n);
 bool kpt_hlist_linked(const struct hlist_node *n);
-void kpt_xa_init(struct xarray *xa);
-int kpt_xa_insert(struct xarray *xa, unsigned long index, void *entry);
 
 /*
  * Rust for C: called by kvm_without_tracking_edge.c, which is only built where KVM

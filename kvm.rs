@@ -3,8 +3,8 @@
 //! Safe views of KVM's structures.
 //!
 //! [`Kvm`] is a VM, [`Memslot`] one of its memslots, [`Counters`] the `u16` write-track counters of
-//! a memslot. What may be done when is carried by tokens: [`Slots`] (memslots can be looked up and
-//! stay valid), [`SlotsArchLocked`] (the arch part of memslots can be written) and [`MmuWrite`]
+//! a memslot. What may be done when is carried by tokens: [`Section`] and [`VcpuSection`] (a read
+//! section of `kvm->srcu` is open), [`Slots`] (memslots can be looked up and stay valid), [`SlotsArchLocked`] (the arch part of memslots can be written) and [`MmuWrite`]
 //! (`mmu_lock` held for write: counters can change).
 //!
 //! C headers: `include/linux/kvm_host.h`, `arch/x86/include/asm/kvm_host.h`.
@@ -73,10 +73,10 @@ impl Kvm {
         self.0.get()
     }
 
-    /// A number that no other VM alive has: `struct kvm` is larger than a page, so no two share one.
+    /// A number that no other VM alive has, and not zero.
+    #[inline(always)]
     pub(crate) fn key(&self) -> usize {
-        const _: () = assert!(size_of::<bindings::kvm>() >= 4096);
-        self.as_ptr() as usize >> 12
+        self.as_ptr() as usize
     }
 
     /// The process that created the VM, as KVM's own debugfs directory names it.
@@ -97,13 +97,16 @@ impl Kvm {
     /// made the old way (`KVM_SEV_INIT`), as VMs of the default type.
     pub(crate) fn can_track(&self) -> bool {
         let kvm = self.as_ptr();
-        // SAFETY: By the type invariant; the fields are single bytes, set when the VM is created
-        // or made an SEV guest.
+        // SAFETY: By the type invariant. The first three are single bytes, set when the VM is created or
+        // made an SEV guest; of the fourth, which changes at any time, one bit is looked at, in one
+        // load. `kpt_inhibited_by_sev` is a constant of helpers.c.
         unsafe {
             u32::from((*kvm).arch.vm_type) == bindings::KVM_X86_DEFAULT_VM
                 && !(*kvm).arch.has_private_mem
                 && !(*kvm).arch.has_protected_state
-                && !bindings::kpt_is_sev(kvm)
+                && read_once(addr_of!((*kvm).arch.apicv_inhibit_reasons))
+                    & bindings::kpt_inhibited_by_sev
+                    == 0
         }
     }
 
@@ -184,6 +187,25 @@ impl Kvm {
         }
     }
 
+    /// The token of the read section of `kvm->srcu` that a vCPU is in while it emulates.
+    ///
+    /// # Safety
+    ///
+    /// The caller is a vCPU's task in such a section, as long as `'a`.
+    #[inline(always)]
+    pub(crate) unsafe fn assume_vcpu_section<'a>(&'a self) -> VcpuSection<'a> {
+        VcpuSection(Section { kvm: self })
+    }
+
+    /// Waits for the read sections of `kvm->srcu` that are open now. Sleeps; not to be called in one.
+    ///
+    /// Expedited, as KVM itself does when it replaces memslots.
+    pub(crate) fn synchronize(&self) {
+        // SAFETY: By the type invariant; KVM sets the structure up before and cleans it up after
+        // anything of the VM is known to others.
+        unsafe { bindings::synchronize_srcu_expedited(addr_of_mut!((*self.as_ptr()).srcu)) };
+    }
+
     /// The right to look up memslots, for a caller that has it already.
     ///
     /// # Safety
@@ -201,6 +223,7 @@ impl Kvm {
         MmuWrite {
             kvm: self,
             unlock: true,
+            yielded: false,
             _not_send: NotThreadSafe,
         }
     }
@@ -255,6 +278,7 @@ impl Kvm {
         MmuWrite {
             kvm: self,
             unlock: false,
+            yielded: false,
             _not_send: NotThreadSafe,
         }
     }
@@ -268,8 +292,39 @@ pub(crate) struct SlotsRead<'k> {
 }
 
 impl SlotsRead<'_> {
-    /// The right that it gives.
+    /// What shows that it is open.
+    #[inline(always)]
+    pub(crate) fn section(&self) -> Section<'_> {
+        Section { kvm: self.kvm }
+    }
+
+    /// The right to look up memslots, which it gives.
+    #[inline(always)]
     pub(crate) fn slots(&self) -> Slots<'_> {
+        self.section().slots()
+    }
+}
+
+/// Shows that a read section of `kvm->srcu` is open.
+///
+/// # Invariants
+///
+/// This task is in one as long as `'a`: [`Kvm::synchronize`] waits for it.
+#[derive(Clone, Copy)]
+pub(crate) struct Section<'a> {
+    kvm: &'a Kvm,
+}
+
+impl<'a> Section<'a> {
+    /// The VM.
+    #[inline(always)]
+    pub(crate) fn kvm(self) -> &'a Kvm {
+        self.kvm
+    }
+
+    /// The right to look up memslots, which it gives.
+    #[inline(always)]
+    pub(crate) fn slots(self) -> Slots<'a> {
         Slots { kvm: self.kvm }
     }
 }
@@ -278,6 +333,36 @@ impl Drop for SlotsRead<'_> {
     fn drop(&mut self) {
         // SAFETY: `idx` is from the matching `kpt_slots_read_lock()`.
         unsafe { bindings::kpt_slots_read_unlock(self.kvm.as_ptr(), self.idx) };
+    }
+}
+
+/// Shows that this task is a vCPU's, in a read section of `kvm->srcu`.
+///
+/// # Invariants
+///
+/// It is as long as `'a`, so the VM has users.
+#[derive(Clone, Copy)]
+pub(crate) struct VcpuSection<'a>(Section<'a>);
+
+impl<'a> VcpuSection<'a> {
+    /// The read section.
+    #[inline(always)]
+    pub(crate) fn section(self) -> Section<'a> {
+        self.0
+    }
+
+    /// Whether KVM has some shadow page that may be of this frame. Without `mmu_lock`.
+    ///
+    /// KVM links a shadow page before it counts it, and takes it off the count before it unlinks it: if
+    /// there is none, none is part of the count at that moment.
+    #[inline(always)]
+    pub(crate) fn may_shadow(self, gfn: Gfn) -> bool {
+        // SAFETY: KVM frees the table when the VM has no users any more: not as long as this vCPU
+        // runs. Of what it points to only the address is looked at.
+        unsafe {
+            let bucket = bindings::kpt_shadow_bucket(self.0.kvm.as_ptr(), gfn);
+            !bucket.is_null() && !read_once(addr_of!((*bucket).first)).is_null()
+        }
     }
 }
 
@@ -302,6 +387,13 @@ impl<'a> Slots<'a> {
     #[inline(always)]
     pub(crate) fn may_have(self, as_id: u16) -> bool {
         u32::from(as_id) < bindings::KPT_ADDRESS_SPACES && !self.kvm.has_no_slots(as_id)
+    }
+
+    /// Finds a page of an address space.
+    #[inline(always)]
+    pub(crate) fn find_page(self, as_id: u16, gfn: Gfn) -> Option<Page<'a>> {
+        // INVARIANT: Whatever `find` finds holds the frame.
+        self.find(as_id, gfn).map(|slot| Page { slot, gfn })
     }
 
     /// Finds the memslot of an address space that holds `gfn`.
@@ -390,6 +482,7 @@ impl Drop for SlotsArchLocked<'_> {
 pub(crate) struct MmuWrite<'k> {
     kvm: &'k Kvm,
     unlock: bool,
+    yielded: bool,
     _not_send: NotThreadSafe,
 }
 
@@ -439,7 +532,14 @@ impl MmuWrite<'_> {
         if self.unlock {
             // SAFETY: The lock was taken in `lock_mmu`, by a task that may sleep without it.
             unsafe { bindings::kpt_mmu_write_yield(self.kvm.as_ptr()) };
+            self.yielded = true;
         }
+    }
+
+    /// Whether others may have had the lock since the token was made.
+    #[inline(always)]
+    pub(crate) fn has_yielded(&self) -> bool {
+        self.yielded
     }
 
     /// How much of the count of a frame of address space 0 is KVM's: its shadow pages of that guest
@@ -606,6 +706,20 @@ pub(crate) struct Page<'s> {
 }
 
 impl<'s> Page<'s> {
+    /// Its count; zero if the memslot has no counters.
+    #[inline(always)]
+    pub(crate) fn count(self) -> u16 {
+        // SAFETY: By the type invariants: of the memslot, whose counters are as many as its pages, and
+        // of this, whose frame is one of them. Every access to a count is a single load or store.
+        unsafe {
+            let array = read_once(self.slot.counters_field());
+            if array.is_null() {
+                return 0;
+            }
+            read_once(array.add(self.gfn.wrapping_sub(self.slot.base_gfn()) as usize))
+        }
+    }
+
     /// The memslot.
     #[inline(always)]
     pub(crate) fn slot(self) -> &'s Memslot {

@@ -6,14 +6,15 @@
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `arch/x86/include/asm/kvm_page_track.h`.
 
-use crate::kvm::{Gfn, Gpa, Kvm, Memslot};
+use crate::kvm::{Gfn, Gpa, Kvm, Memslot, Section};
 use crate::mmu_hooks::{self, hooks};
-use crate::notifier_list::{Head, Node, Written};
+use crate::notifier_list::{Head, Node, Nodes};
 use crate::{abi, bindings, memslot};
 use core::ptr::{addr_of, addr_of_mut};
 use kernel::ffi::{c_int, c_ulong};
 use kernel::prelude::*;
 use kernel::sync::atomic::{atomic_store, Release};
+use kernel::types::NotThreadSafe;
 
 pub(crate) use bindings::kvm_page_track_notifier_node as RawNode;
 
@@ -26,6 +27,8 @@ type KvmPtr = *mut bindings::kvm;
 
 hooks! {
     replace kvm_page_track_cleanup: mmu_hooks::cleanup as unsafe extern "C" fn(&Kvm);
+    replace kvm_page_track_unregister_notifier: abi::unregister_notifier
+        as unsafe extern "C" fn(KvmPtr, *mut RawNode);
     replace kvm_gfn_is_write_tracked: mmu_hooks::gfn_is_write_tracked
         as unsafe extern "C" fn(&Kvm, Option<&Memslot>, Gfn) -> bool;
     replace __kvm_page_track_write: mmu_hooks::write
@@ -42,11 +45,16 @@ hooks! {
         as unsafe extern "C" fn(KvmPtr, Gfn) -> c_int;
     replace kvm_write_track_remove_gfn: abi::write_track_remove_gfn
         as unsafe extern "C" fn(KvmPtr, Gfn) -> c_int;
-    replace kvm_page_track_unregister_notifier: abi::unregister_notifier
-        as unsafe extern "C" fn(KvmPtr, *mut RawNode);
     replace kvm_page_track_register_notifier: abi::register_notifier
         as unsafe extern "C" fn(KvmPtr, *mut RawNode) -> c_int;
 }
+
+/// How many of the hooks stay until nobody is called by us any more: who tells of VMs that die, and who
+/// unregisters, since C waits for its own read sections only.
+pub(crate) const UNTIL_DRAINED: usize = 2;
+
+/// Whether C has functions that call notifiers.
+pub(crate) const C_HAS_NOTIFIERS: bool = true;
 
 /// Where the list of notifiers is: in KVM, not in the module's state of a VM.
 pub(crate) struct Place;
@@ -57,15 +65,12 @@ impl Place {
         Self
     }
 
-    /// Whether a notifier can be registered.
-    pub(crate) fn is_open(&self) -> bool {
-        true
-    }
-
-    /// Makes what the first registration needs: nothing.
-    pub(crate) fn open(&self) -> Result {
-        Ok(())
-    }
+    /// Nothing is there to be forgotten.
+    ///
+    /// # Safety
+    ///
+    /// None needed; the other provider has some.
+    pub(crate) unsafe fn forget(&self) {}
 }
 
 /// KVM's own list of a VM (`kvm->arch.track_notifier_head`): C serves its nodes before insmod and
@@ -101,20 +106,10 @@ impl<'k> Notifiers<'k> {
         unsafe { addr_of_mut!((*self.kvm.as_ptr()).arch.track_notifier_head.track_srcu) }
     }
 
-    /// Calls `f` in a read section of the list, which may sleep.
+    /// Whether there is a notifier. A hint: nothing keeps it.
     #[inline(always)]
-    fn read(self, f: impl FnOnce(Head<'k>)) {
-        // SAFETY: KVM set up the SRCU structure with the VM.
-        let idx = unsafe { bindings::kpt_srcu_read_lock(self.srcu()) };
-        f(self.head());
-        // SAFETY: `idx` is from the matching read lock.
-        unsafe { bindings::kpt_srcu_read_unlock(self.srcu(), idx) };
-    }
-
-    /// Whether there is no notifier. A hint without `mmu_lock`.
-    #[inline(always)]
-    pub(crate) fn is_empty(self) -> bool {
-        self.head().is_empty()
+    pub(crate) fn any(self) -> bool {
+        !self.head().first().is_none()
     }
 
     /// Adds a notifier. False if it is there already.
@@ -134,23 +129,66 @@ impl<'k> Notifiers<'k> {
         unsafe { self.head().remove(node, &self.kvm.lock_mmu()) }
     }
 
-    /// Calls `f` for every notifier, in a read section that may sleep.
-    pub(crate) fn for_each(self, f: impl FnMut(&Node)) {
-        // SAFETY: `read` makes the read section.
-        self.read(|head| unsafe { head.for_each(f) });
-    }
-
-    /// Tells every notifier of a guest write, in a read section that may sleep.
-    #[inline(always)]
-    pub(crate) fn track_write(self, written: &Written) {
-        // SAFETY: `read` makes the read section.
-        self.read(|head| unsafe { head.track_write(written) });
-    }
-
-    /// Waits for the read sections that are open. Sleeps.
+    /// Waits for who may still call a notifier that was taken out. Sleeps.
     pub(crate) fn synchronize(self) {
-        // SAFETY: As in `read`.
-        unsafe { bindings::synchronize_srcu(self.srcu()) };
+        self.kvm.synchronize();
+        if enabled_by_c(self.kvm) {
+            // `CSection`, and C's functions if they have just been replaced, or are soon again.
+            // SAFETY: KVM set the structure up with the VM.
+            unsafe { bindings::synchronize_srcu(self.srcu()) };
+        }
+    }
+}
+
+/// The notifiers of a VM, to be called; or nothing if C has registered some. It may also unregister
+/// them, when our function for that is not attached: it waits for its own read sections only, so
+/// they are to be called in a [`CSection`].
+#[inline(always)]
+pub(crate) fn notifiers_in(section: Section<'_>) -> Option<Nodes<'_, Node>> {
+    // In this order: C sets its flag before it links the first notifier, so either the flag is seen,
+    // or none of the nodes from here on is C's.
+    let first = Notifiers::of(section.kvm()).head().first();
+    if enabled_by_c(section.kvm()) {
+        return None;
+    }
+    // SAFETY: Read in the section just now. All the nodes were registered through us, and only our own
+    // function unregisters as long as we call any: `Notifiers::synchronize` waits for the section.
+    Some(unsafe { Nodes::new(first) })
+}
+
+/// A read section of a VM's notifiers as C has them. It may sleep.
+pub(crate) struct CSection<'a> {
+    section: Section<'a>,
+    idx: i32,
+    _not_send: NotThreadSafe,
+}
+
+impl<'a> CSection<'a> {
+    /// Enters it.
+    pub(crate) fn enter(section: Section<'a>) -> Self {
+        Self {
+            section,
+            // SAFETY: KVM set the structure up with the VM.
+            idx: unsafe { bindings::kpt_srcu_read_lock(Notifiers::of(section.kvm()).srcu()) },
+            _not_send: NotThreadSafe,
+        }
+    }
+
+    /// The notifiers of the VM, to be called, whoever has registered them.
+    pub(crate) fn notifiers(&self) -> Option<Nodes<'_, Node>> {
+        let first = Notifiers::of(self.section.kvm()).head().first();
+        // SAFETY: Read in both sections just now: C waits for the one, `Notifiers::synchronize` for
+        // the other.
+        Some(unsafe { Nodes::new(first) })
+    }
+}
+
+impl Drop for CSection<'_> {
+    fn drop(&mut self) {
+        // SAFETY: `idx` is from the matching read lock.
+        unsafe {
+            bindings::kpt_srcu_read_unlock(Notifiers::of(self.section.kvm()).srcu(), self.idx);
+        }
     }
 }
 

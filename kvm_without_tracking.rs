@@ -9,9 +9,9 @@
 //! `kvm_mmu_track_write()` and `kvm_mmu_uninit_vm()` of `mmu.c`, `kvm_arch_commit_memory_region()` of
 //! `x86.c`.
 
-use crate::kvm::{Gfn, Gpa, Kvm, Memslot};
+use crate::kvm::{Gfn, Gpa, Kvm, Memslot, Section};
 use crate::mmu_hooks::{self, hooks};
-use crate::notifier_list::{Node, NotifierList, Written};
+use crate::notifier_list::{First, Node, Nodes, NotifierList};
 use crate::{abi, bindings, vm};
 use kernel::ffi::{c_int, c_ulong};
 use kernel::prelude::*;
@@ -131,6 +131,12 @@ unsafe extern "C" fn kvm_page_track_unregister_notifier(
     unsafe { abi::unregister_notifier(kvm, node) };
 }
 
+/// How many of the hooks stay until nobody is called by us any more: who tells of VMs that die.
+pub(crate) const UNTIL_DRAINED: usize = 1;
+
+/// Whether C has functions that call notifiers.
+pub(crate) const C_HAS_NOTIFIERS: bool = false;
+
 /// Where the list of notifiers is: in the module's state of a VM.
 pub(crate) type Place = NotifierList<Node>;
 
@@ -152,10 +158,10 @@ impl<'k> Notifiers<'k> {
         }
     }
 
-    /// Whether there is no notifier. A hint without `mmu_lock`.
+    /// Whether there is a notifier. A hint: nothing keeps it.
     #[inline(always)]
-    pub(crate) fn is_empty(self) -> bool {
-        self.list.is_none_or(|list| list.is_empty())
+    pub(crate) fn any(self) -> bool {
+        self.list.is_some_and(|list| !list.first().is_none())
     }
 
     /// Adds a notifier. False if it is there already.
@@ -165,7 +171,8 @@ impl<'k> Notifiers<'k> {
     /// The notifier is in no other list.
     pub(crate) unsafe fn insert(self, node: &Node) -> bool {
         let Some(list) = self.list else { return false };
-        // SAFETY: The lock is that of the VM; the rest is the caller's promise.
+        // SAFETY: The lock is that of the VM, and an entry does not move; the rest is the caller's
+        // promise.
         unsafe { list.insert(node, &self.kvm.lock_mmu()) }
     }
 
@@ -176,25 +183,33 @@ impl<'k> Notifiers<'k> {
         unsafe { list.remove(node, &self.kvm.lock_mmu()) }
     }
 
-    /// Calls `f` for every notifier, in a read section that may sleep.
-    pub(crate) fn for_each(self, f: impl FnMut(&Node)) {
-        if let Some(list) = self.list {
-            list.for_each(f);
-        }
-    }
-
-    /// Tells every notifier of a guest write, in a read section that may sleep.
-    pub(crate) fn track_write(self, written: &Written) {
-        if let Some(list) = self.list {
-            list.track_write(written);
-        }
-    }
-
-    /// Waits for the read sections that are open. Sleeps.
+    /// Waits for who may still call a notifier that was taken out. Sleeps.
     pub(crate) fn synchronize(self) {
-        if let Some(list) = self.list {
-            list.synchronize();
-        }
+        self.kvm.synchronize();
+    }
+}
+
+/// The notifiers of a VM, to be called. Always something here.
+#[inline(always)]
+pub(crate) fn notifiers_in(section: Section<'_>) -> Option<Nodes<'_, Node>> {
+    let list = Notifiers::of(section.kvm()).list;
+    let first = list.map_or(First::none(), NotifierList::first);
+    // SAFETY: Read in the section just now, which `Notifiers::synchronize` waits for.
+    Some(unsafe { Nodes::new(first) })
+}
+
+/// What is a read section of C's in the other provider: nothing.
+pub(crate) struct CSection<'a>(Section<'a>);
+
+impl<'a> CSection<'a> {
+    /// Enters it.
+    pub(crate) fn enter(section: Section<'a>) -> Self {
+        Self(section)
+    }
+
+    /// The notifiers of the VM, to be called.
+    pub(crate) fn notifiers(&self) -> Option<Nodes<'_, Node>> {
+        notifiers_in(self.0)
     }
 }
 

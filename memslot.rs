@@ -9,7 +9,9 @@
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `kvm_alloc_memslot_metadata()` in `x86.c`.
 
 use crate::guard;
-use crate::kvm::{self, Counters, Gfn, Kvm, Memslot, MmuWrite, NewSlot, Page, Slots};
+use crate::kvm::{
+    self, Counters, Gfn, Kvm, Memslot, MmuWrite, NewSlot, Page, Section, Slots, VcpuSection,
+};
 use crate::{notifier, owners, provider, vm};
 use kernel::prelude::*;
 
@@ -51,13 +53,10 @@ fn tracked_in_any(slots: Slots<'_>, gfn: Gfn) -> bool {
     tracked_in(slots, 0, gfn) || tracked_in(slots, 1, gfn)
 }
 
-/// The counters of address space 0, where external adds go, if the page's count is not zero.
+/// A page of address space 0, where external adds go, if its count is not zero.
 #[inline(always)]
-pub(crate) fn counted(slots: Slots<'_>, gfn: Gfn) -> Option<Counters<'_>> {
-    slots
-        .find(0, gfn)
-        .and_then(Memslot::counters)
-        .filter(|counters| counters.get(gfn) != 0)
+pub(crate) fn counted(slots: Slots<'_>, gfn: Gfn) -> Option<Page<'_>> {
+    slots.find_page(0, gfn).filter(|page| page.count() != 0)
 }
 
 /// Makes sure that the memslot of a page has counters. Sleeps.
@@ -91,9 +90,9 @@ pub(crate) fn ensure_counters(kvm: &Kvm, gfn: Gfn) -> Result {
 /// `EINVAL` if somebody cannot follow a move, `ENOMEM`. KVM makes `ENOMEM` of either.
 #[inline(always)]
 pub(crate) fn created(new: &NewSlot<'_>) -> Result {
-    let needs_counters = new.kvm().c_consults_counters();
     // Where nobody has tracked for other modules, nothing can have to be carried over.
     let may_carry = vm::find(new.kvm()).is_some() || provider::enabled_by_c(new.kvm());
+    let needs_counters = new.kvm().c_consults_counters();
     if needs_counters || may_carry {
         created_with_counters(new, needs_counters, may_carry)
     } else {
@@ -108,15 +107,18 @@ fn created_with_counters(new: &NewSlot<'_>, needs_counters: bool, may_carry: boo
         return Ok(());
     }
     let _guard = guard::enter();
+    // In `slots_arch_lock`, though KVM takes that in such sections: to enter one does not wait, and
+    // nobody waits for their end with the lock held.
+    let slots = new.kvm().read_slots();
     if let Some(old) = moved_from {
-        carry_over(new, old)?;
+        carry_over(slots.section(), new, old)?;
     }
     if new.slot().counters().is_none() && needs_counters {
         new.alloc_counters()?;
     }
     // Nothing fails from here on, in KVM neither.
-    if let (Some(old), Some(vm)) = (moved_from, vm::find(new.kvm())) {
-        notifier::region_moved(vm, old, new.slot());
+    if let Some(old) = moved_from {
+        notifier::region_moved(slots.section(), old, new.slot());
     }
     Ok(())
 }
@@ -125,9 +127,8 @@ fn created_with_counters(new: &NewSlot<'_>, needs_counters: bool, may_carry: boo
 ///
 /// External adds are in address space 0 only, and KVM's own counts are zero by now: the INVALID
 /// copy has made KVM zap every shadow page of the memslot.
-fn carry_over(new: &NewSlot<'_>, old: &Memslot) -> Result {
-    let vm = vm::find(new.kvm());
-    if vm.is_some_and(|vm| !notifier::all_follow_moves(new.kvm(), vm)) {
+fn carry_over(section: Section<'_>, new: &NewSlot<'_>, old: &Memslot) -> Result {
+    if !notifier::all_follow_moves(section) {
         return Err(EINVAL);
     }
     let Some(counters) = old.counters().filter(|_| old.as_id() == 0) else {
@@ -207,22 +208,37 @@ fn recount(mmu: &MmuWrite<'_>, page: Page<'_>, change: impl FnOnce(u16) -> Optio
 /// Number of pages of a VM that somebody outside KVM tracks, by looking at every counter. Sleeps.
 pub(crate) fn tracked_pages(kvm: &Kvm) -> u64 {
     let mut pages = 0;
-    for_each_counted(kvm.read_slots().slots(), |page, counters| {
-        pages += u64::from(has_external(kvm, counters, page.gfn()));
+    for_each_counted(kvm.read_slots().slots(), |page, _| {
+        // Not `has_external`: nobody may use this VM any more.
+        pages += u64::from(!kvm.may_shadow_page_tables() || has_more_than_kvm(kvm, page));
     });
     pages
 }
 
-/// Whether somebody outside KVM tracks a page. Exact: looks under `mmu_lock` if need be.
+/// Whether somebody outside KVM tracks a page whose count was not zero just now.
+///
+/// Asks KVM's records under `mmu_lock` if it has to: if KVM has some shadow page that may be of this
+/// page. If not, the count is not KVM's. Should KVM take its count off the page just before that, and
+/// put one on it just afterwards, the answer may be yes though the count is KVM's; it is never no
+/// though somebody else's is part of it.
 #[inline(always)]
-pub(crate) fn has_external(kvm: &Kvm, counters: Counters<'_>, gfn: Gfn) -> bool {
+pub(crate) fn has_external(vcpu: VcpuSection<'_>, page: Page<'_>) -> bool {
+    let kvm = vcpu.section().kvm();
     // Not `has_shadow_page_tables`: KVM takes the last shadow page off that before it takes it off
     // the count.
     if !kvm.may_shadow_page_tables() {
-        return counters.get(gfn) != 0;
+        return true;
     }
+    if vcpu.may_shadow(page.gfn()) {
+        return has_more_than_kvm(kvm, page);
+    }
+    page.count() != 0
+}
+
+#[inline(never)]
+fn has_more_than_kvm(kvm: &Kvm, page: Page<'_>) -> bool {
     let mmu = kvm.lock_mmu_read();
-    owners::any_external(counters.get(gfn), || mmu.shadow_page_tables(gfn))
+    owners::any_external(page.count(), || mmu.shadow_page_tables(page.gfn()))
 }
 
 /// Takes back every external add of a VM, on behalf of whoever has not. Sleeps.

@@ -5,8 +5,8 @@
 //! Which these are depends on what KVM offers to other modules: [`crate::provider`] has the table.
 //! The bodies only turn KVM's arguments into safe views and hand over to [`crate::memslot`] and
 //! [`crate::notifier`]. Any mixture of C and Rust functions is correct, so that attaching and
-//! detaching need no stop: readers and events come first, then what creates and changes counters,
-//! registration last (design, section 5, rule 1).
+//! detaching need no stop: who unregisters, reads and tells comes first, then what creates and changes
+//! counters, registration last (design, section 5, rule 1).
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`.
 
@@ -92,8 +92,8 @@ pub(crate) unsafe extern "C" fn write(kvm: &Kvm, gpa: Gpa, new: *const u8, bytes
         return;
     }
     // SAFETY: As the caller promises; `new` holds the bytes written during the call.
-    let (slots, written) = unsafe { (kvm.assume_slots(), Written::new(gpa, new, bytes)) };
-    notifier::write_emulated(slots, &written);
+    let (vcpu, written) = unsafe { (kvm.assume_vcpu_section(), Written::new(new, bytes)) };
+    notifier::write_emulated(vcpu, gpa, written);
 }
 
 /// `kvm_page_track_delete_slot()`, or before `kvm_arch_commit_memory_region()`: a memslot was deleted
@@ -158,7 +158,13 @@ pub(crate) fn all() -> &'static [Hook] {
 /// names it.
 pub(crate) fn attach() -> Result {
     let addresses = resolve(&HOOKS.each_ref().map(Hook::symbol))?;
-    for (hook, &address) in HOOKS.iter().zip(&addresses) {
+    for (i, (hook, &address)) in HOOKS.iter().zip(&addresses).enumerate() {
+        if provider::C_HAS_NOTIFIERS && i == HOOKS.len() - 1 {
+            // Whoever entered one of C's functions before it was replaced has left it, or had seen all
+            // the notifiers that it calls, before the first can be registered through us: C's read
+            // sections are not waited for then.
+            guard::synchronize_tasks();
+        }
         // SAFETY: The address is that of the hook's function.
         if let Err(e) = unsafe { hook.attach(address) } {
             let name = hook.symbol().name();
@@ -182,13 +188,13 @@ pub(crate) fn attach() -> Result {
 /// If ftrace cannot take back a jump, this function says so and never returns: the text that the
 /// jump leads to must not be freed.
 pub(crate) fn detach() {
-    let [cleanup, others @ ..] = &HOOKS;
+    let (last, others) = HOOKS.split_at(provider::UNTIL_DRAINED);
     others.iter().rev().for_each(detach_one);
-    // While VMs that die still tell us.
+    // While VMs that die still tell us, and unregistering waits for our read sections.
     notifier::drain();
     guard::wait();
     forget_all();
-    detach_one(cleanup);
+    last.iter().rev().for_each(detach_one);
     guard::drain();
 }
 
@@ -256,6 +262,9 @@ mod tests {
         }
         if let Some(register) = at("kvm_page_track_register_notifier") {
             assert_eq!(register, HOOKS.len() - 1);
+            // Nobody is called in a read section that C does not wait for while C unregisters.
+            let unregister = at("kvm_page_track_unregister_notifier").unwrap();
+            assert!(unregister < provider::UNTIL_DRAINED);
         }
         // The table of VMs is right as long as VMs that die tell us: first and last.
         let dies = at("kvm_page_track_cleanup").or_else(|| at("kvm_mmu_uninit_vm"));

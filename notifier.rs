@@ -8,15 +8,15 @@
 //! C source: `arch/x86/kvm/mmu/page_track.c`.
 
 use crate::guard;
+use crate::inline_atomic::increment;
 use crate::kernel_api::eopnotsupp;
-use crate::kvm::{gpa_to_gfn, Kvm, Memslot, Slots};
+use crate::kvm::{gpa_to_gfn, Gpa, Kvm, Memslot, Page, Section, VcpuSection};
 use crate::memslot;
 use crate::module_pin::ModulePin;
-use crate::notifier_list::{Client, Node, Written};
-use crate::provider::{self, Notifiers};
-use crate::vm::{self, Vm};
+use crate::notifier_list::{Client, Node, Nodes, Written};
+use crate::provider::{self, CSection, Notifiers};
+use crate::vm;
 use kernel::prelude::*;
-use kernel::sync::atomic::Relaxed;
 use kernel::sync::global_lock;
 
 /// A notifier that was registered through us, and so pins the module and the VM.
@@ -62,7 +62,7 @@ fn check(kvm: &Kvm) -> Result {
 pub(crate) fn register(kvm: &Kvm, node: &Node) -> Result {
     check(kvm)?;
     let pin = ModulePin::get()?;
-    vm::find_or_create(kvm)?.open_notifiers()?;
+    vm::find_or_create(kvm)?;
     let mut pinned = PINNED.lock();
     pinned.reserve(1, GFP_KERNEL)?;
     // Upstream does not ask for a zeroed node, so its link says nothing about other lists.
@@ -117,22 +117,16 @@ pub(crate) fn unregister(kvm: &Kvm, node: &Node) {
 
 /// Waits for callbacks that run without a guard. Sleeps.
 ///
-/// There are some if the module is unloaded by force, or if a notifier was registered through C
-/// between the last look at C's flag and that at the list ([`write_emulated`]). To be called when no
-/// event comes any more, but VMs that die still do.
+/// There are some if the module is unloaded by force: else nobody is registered through us any more, and
+/// who was has waited. To be called when no event comes any more, but VMs that die still do.
 pub(crate) fn drain() {
-    // The closures do not fail.
-    vm::for_each(|kvm, _| {
-        Notifiers::of(kvm).synchronize();
+    vm::for_each(|kvm, vm| {
+        if is_pinned_by(kvm) || vm.has_clients() {
+            kvm.synchronize();
+        }
         Ok(())
     })
-    .ok();
-    // Who has left the one list and not yet entered the other does not sleep.
-    guard::synchronize_tasks();
-    vm::for_each(|_, vm| {
-        vm.clients.synchronize();
-        Ok(())
-    })
+    // The closure does not fail.
     .ok();
 }
 
@@ -173,7 +167,6 @@ pub(crate) fn register_client(kvm: &Kvm, client: &Client) -> Result {
     check(kvm)?;
     let pin = ModulePin::get()?;
     let vm = vm::find_or_create(kvm)?;
-    vm.open_clients()?;
     // Before the client can be found, hence unregistered.
     // SAFETY: The caller has a reference.
     unsafe { kvm.get() };
@@ -194,7 +187,7 @@ pub(crate) fn unregister_client(kvm: &Kvm, client: &Client) {
         return;
     }
     vm::uncount_client();
-    vm.clients.synchronize();
+    kvm.synchronize();
     // SAFETY: Registering took a reference and kept a pin, and the client has just been taken out.
     // Neither `kvm` nor `vm` is used afterwards.
     unsafe {
@@ -203,70 +196,107 @@ pub(crate) fn unregister_client(kvm: &Kvm, client: &Client) {
     }
 }
 
-/// Whether an event may be of interest to somebody. A hint without `mmu_lock`.
+/// Whether an event may be of interest to somebody. A hint: nothing keeps them.
 #[inline(always)]
 pub(crate) fn anybody_listens(kvm: &Kvm) -> bool {
-    !Notifiers::of(kvm).is_empty() || vm::any_client()
+    Notifiers::of(kvm).any() || vm::any_client()
 }
 
 /// Tells notifiers and clients of a guest write that was emulated (`__kvm_page_track_write()`).
 ///
 /// Only writes to pages that somebody outside KVM has added are told: C tells every notifier of
 /// every emulated write. May sleep if the callbacks do.
-#[inline(never)]
-pub(crate) fn write_emulated(slots: Slots<'_>, written: &Written) {
-    let kvm = slots.kvm();
-    let gfn = gpa_to_gfn(written.gpa());
-    let Some(counters) = memslot::counted(slots, gfn) else {
+#[inline(never)] // scripts/check-indirect-calls.sh knows it by name
+pub(crate) fn write_emulated(vcpu: VcpuSection<'_>, gpa: Gpa, written: Written) {
+    let section = vcpu.section();
+    let Some(page) = memslot::counted(section.slots(), gpa_to_gfn(gpa)) else {
         return;
     };
-    // Callbacks of who was registered through us need no guard: who is registered pins the module,
-    // and `drain` waits for the rest. What C registered before insmod pins nothing, but has made C
-    // enable its tracker.
-    let guard = if provider::enabled_by_c(kvm) {
-        Some(guard::enter())
-    } else {
-        guard::enter_if_locks_sleep()
-    };
-    if !memslot::has_external(kvm, counters, gfn) {
+    match unguarded(section) {
+        Some(notifiers) => tell_written(vcpu, page, &notifiers, gpa, written),
+        None => write_emulated_in_guard(vcpu, gpa, written),
+    }
+}
+
+#[cold]
+#[inline(never)] // as above
+fn write_emulated_in_guard(vcpu: VcpuSection<'_>, gpa: Gpa, written: Written) {
+    let section = vcpu.section();
+    let _guard = guard::enter();
+    // A VM that C enabled before insmod has no entry yet, and counts no events without one.
+    vm::find_or_create(section.kvm()).ok();
+    let open = CSection::enter(section);
+    let page = memslot::counted(section.slots(), gpa_to_gfn(gpa));
+    if let (Some(page), Some(notifiers)) = (page, open.notifiers()) {
+        tell_written(vcpu, page, &notifiers, gpa, written);
+    }
+}
+
+#[inline(always)]
+fn tell_written(
+    vcpu: VcpuSection<'_>,
+    page: Page<'_>,
+    notifiers: &Nodes<'_, Node>,
+    gpa: Gpa,
+    written: Written,
+) {
+    if !memslot::has_external(vcpu, page) {
         return;
     }
-    let notifiers = Notifiers::of(kvm);
-    let mut told = false;
-    if !notifiers.is_empty() {
-        notifiers.track_write(written);
-        told = true;
-    }
-    let vm = if guard.is_some() {
-        // A VM that C enabled before insmod has no entry yet. Making one sleeps.
-        vm::find_or_create(kvm).ok()
-    } else {
-        vm::find(kvm)
+    notifiers.track_write(gpa, written);
+    let Some(vm) = vm::find_in(vcpu.section()) else {
+        return;
     };
-    let Some(vm) = vm else { return };
-    if !vm.clients.is_empty() {
-        vm.clients.track_write(written);
-        told = true;
+    let clients = vm.clients();
+    if !clients.is_empty() {
+        clients.track_write(gpa, written);
+    } else if notifiers.is_empty() {
+        return;
     }
-    if told {
-        vm.events.add(1, Relaxed);
-    }
+    increment(&vm.vm().events);
+}
+
+/// The notifiers of a VM, if they can be called without a guard.
+///
+/// They can if they were registered through us: who is registered pins the module, and [`drain`] waits
+/// for the rest. What C registered before insmod pins nothing. Nor can they where locks sleep: then so
+/// may the look at who owns a count.
+#[inline(always)]
+fn unguarded(section: Section<'_>) -> Option<Nodes<'_, Node>> {
+    provider::notifiers_in(section).filter(|_| !guard::LOCKS_SLEEP)
 }
 
 /// Tells notifiers and clients that a memslot was deleted (`kvm_page_track_delete_slot()`). Called
 /// with `slots_lock` held; may sleep.
+#[inline(always)]
 pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
-    let notifiers = Notifiers::of(kvm);
-    if !anybody_listens(kvm) {
-        return;
+    if anybody_listens(kvm) {
+        region_removed_in_section(kvm, slot);
     }
-    let _guard = guard::enter();
+}
+
+#[inline(never)]
+fn region_removed_in_section(kvm: &Kvm, slot: &Memslot) {
+    let slots = kvm.read_slots();
+    let section = slots.section();
+    match unguarded(section) {
+        Some(notifiers) => tell_removed(section, slot, &notifiers),
+        None => {
+            let _guard = guard::enter();
+            if let Some(notifiers) = CSection::enter(section).notifiers() {
+                tell_removed(section, slot, &notifiers);
+            }
+        }
+    }
+}
+
+fn tell_removed(section: Section<'_>, slot: &Memslot, notifiers: &Nodes<'_, Node>) {
     let (base, npages) = (slot.base_gfn(), slot.npages());
     notifiers.for_each(|node| node.track_remove_region(base, npages));
-    if let (Some(vm), 0) = (vm::find(kvm), slot.as_id()) {
+    if let (Some(vm), 0) = (vm::find_in(section), slot.as_id()) {
         // Counts are in address space 0; what happens in the other is of no interest to clients,
         // though upstream's notifiers are told.
-        vm.clients
+        vm.clients()
             .for_each(|client| client.node().track_remove_region(base, npages));
     }
 }
@@ -274,30 +304,38 @@ pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
 /// Whether everybody who is told of events can follow a moved memslot.
 ///
 /// KVM itself refuses moves while its own list is not empty.
-pub(crate) fn all_follow_moves(kvm: &Kvm, vm: &Vm) -> bool {
-    let mut all = Notifiers::of(kvm).is_empty();
-    vm.clients.for_each(|client| all &= client.follows_moves());
+pub(crate) fn all_follow_moves(section: Section<'_>) -> bool {
+    let mut all = !Notifiers::of(section.kvm()).any();
+    if let Some(vm) = vm::find_in(section) {
+        vm.clients()
+            .for_each(|client| all &= client.follows_moves());
+    }
     all
 }
 
 /// Tells clients that a memslot moves. Called with `slots_lock` and `slots_arch_lock` held.
 ///
 /// Only address space 0 has external adds, so only its memslots are of interest.
-pub(crate) fn region_moved(vm: &Vm, old: &Memslot, new: &Memslot) {
-    if old.as_id() != 0 {
+pub(crate) fn region_moved(section: Section<'_>, old: &Memslot, new: &Memslot) {
+    let Some(vm) = vm::find_in(section).filter(|_| old.as_id() == 0) else {
         return;
-    }
-    vm.enter_move_callbacks();
-    vm.clients.for_each(|client| {
+    };
+    vm.vm().enter_move_callbacks();
+    vm.clients().for_each(|client| {
         client.track_move_region(old.base_gfn(), new.base_gfn(), old.npages());
     });
-    vm.leave_move_callbacks();
+    vm.vm().leave_move_callbacks();
 }
 
-/// Number of notifiers and clients of a VM.
-pub(crate) fn count(kvm: &Kvm, vm: &Vm) -> usize {
+/// Number of notifiers and clients of a VM. Sleeps.
+pub(crate) fn count(kvm: &Kvm) -> usize {
+    let slots = kvm.read_slots();
     let mut n = 0;
-    Notifiers::of(kvm).for_each(|_| n += 1);
-    vm.clients.for_each(|_| n += 1);
+    if let Some(notifiers) = CSection::enter(slots.section()).notifiers() {
+        notifiers.for_each(|_| n += 1);
+    }
+    if let Some(vm) = vm::find_in(slots.section()) {
+        vm.clients().for_each(|_| n += 1);
+    }
     n
 }

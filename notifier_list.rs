@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Lists of notifiers, walked under SRCU.
+//! Lists of notifiers.
 //!
 //! Two lists have the same form: KVM's own, if it has one ([`crate::provider`]), which is shared with
-//! C, and ours. Both are written under `mmu_lock` held for write.
+//! C, and ours. Both are written under `mmu_lock` held for write, and read in sections of `kvm->srcu`:
+//! every vCPU that emulates a write is in one anyway, and who unregisters waits for them. C's tracker
+//! has an SRCU structure of its own for that.
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `include/linux/rculist.h`.
 
 use crate::bindings;
-use crate::kernel_api::Srcu;
 use crate::kvm::{Gfn, Gpa, MmuWrite};
 use crate::provider::RawNode;
 use core::marker::PhantomData;
 use core::ptr::{addr_of, addr_of_mut, NonNull};
-use kernel::prelude::*;
-use kernel::sync::SetOnce;
 use kernel::types::Opaque;
 
 /// Upstream's notifier (`struct kvm_page_track_notifier_node`), owned by another module.
@@ -41,7 +40,6 @@ pub(crate) struct Client(Opaque<bindings::kvm_page_track_client>);
 /// `new` points to `bytes` readable bytes for the time of the call that delivers them.
 #[derive(Clone, Copy)]
 pub(crate) struct Written {
-    gpa: Gpa,
     new: *const u8,
     bytes: i32,
 }
@@ -52,13 +50,9 @@ impl Written {
     /// # Safety
     ///
     /// The type invariant holds until the value is dropped.
-    pub(crate) unsafe fn new(gpa: Gpa, new: *const u8, bytes: i32) -> Self {
-        Self { gpa, new, bytes }
-    }
-
-    /// Where it begins.
-    pub(crate) fn gpa(&self) -> Gpa {
-        self.gpa
+    #[inline(always)]
+    pub(crate) unsafe fn new(new: *const u8, bytes: i32) -> Self {
+        Self { new, bytes }
     }
 }
 
@@ -85,13 +79,13 @@ impl Node {
 
     /// Tells the notifier of a guest write.
     #[inline(always)]
-    fn track_write(&self, written: &Written) {
+    fn track_write(&self, gpa: Gpa, written: Written) {
         // SAFETY: By the type invariants of `Node` and `Written`; the pointer is constant while the
         // node is registered.
         unsafe {
             let node = self.0.get();
             if let Some(f) = (*node).track_write {
-                f(written.gpa, written.new, written.bytes, node);
+                f(gpa, written.new, written.bytes, node);
             }
         }
     }
@@ -174,76 +168,21 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// Whether there is no node. A hint without `mmu_lock`.
+    /// What is in the list now. A hint: nothing keeps it.
     #[inline(always)]
-    pub(crate) fn is_empty(self) -> bool {
+    pub(crate) fn first(self) -> First {
         // SAFETY: By the contract of `new`.
-        unsafe { addr_of!((*self.head).first).read_volatile().is_null() }
-    }
-
-    /// Calls `f` for the nodes until it returns false.
-    ///
-    /// # Safety
-    ///
-    /// The caller is in a read section of the list's SRCU, or holds `mmu_lock` for write.
-    #[inline(always)]
-    unsafe fn walk(self, mut f: impl FnMut(&Node) -> bool) {
-        // What a link points to was initialised before it was linked, and is reached through the
-        // link: the dependency orders the loads, as in rcu_dereference().
-        // SAFETY: By the contract of `new`.
-        let mut link = unsafe { addr_of!((*self.head).first).read_volatile() };
-        while let Some(ptr) = NonNull::new(link) {
-            const _: () = assert!(core::mem::offset_of!(RawNode, node) == 0);
-            // SAFETY: What is linked is the first member of a registered node, and the caller keeps
-            // nodes from being unregistered (SRCU: from being done so).
-            if !f(unsafe { Node::from_ptr(ptr.cast()) }) {
-                return;
-            }
-            // SAFETY: As above.
-            link = unsafe { addr_of!((*ptr.as_ptr()).next).read_volatile() };
-        }
-    }
-
-    /// Calls `f` for every node.
-    ///
-    /// # Safety
-    ///
-    /// The caller is in a read section of the list's SRCU.
-    pub(crate) unsafe fn for_each(self, mut f: impl FnMut(&Node)) {
-        // SAFETY: The caller's promise.
-        unsafe {
-            self.walk(|node| {
-                f(node);
-                true
-            });
-        }
-    }
-
-    /// Tells every notifier of a guest write.
-    ///
-    /// # Safety
-    ///
-    /// As [`Head::for_each`].
-    #[inline(never)] // scripts/check-indirect-calls.sh knows it by name
-    pub(crate) unsafe fn track_write(self, written: &Written) {
-        // SAFETY: The caller's promise.
-        unsafe {
-            self.walk(|node| {
-                node.track_write(written);
-                true
-            });
-        }
+        First(unsafe { addr_of!((*self.head).first).read_volatile() })
     }
 
     fn contains(self, node: &Node, _: &MmuWrite<'_>) -> bool {
         let mut found = false;
-        // SAFETY: The token proves that `mmu_lock` is held for write.
-        unsafe {
-            self.walk(|n| {
-                found = n.address() == node.address();
-                !found
-            });
-        }
+        // SAFETY: The token proves that `mmu_lock` is held for write: nobody is unregistered.
+        let nodes = unsafe { Nodes::<Node>::new(self.first()) };
+        nodes.walk(|n| {
+            found = n.address() == node.address();
+            !found
+        });
         found
     }
 
@@ -251,8 +190,8 @@ impl<'a> Head<'a> {
     ///
     /// # Safety
     ///
-    /// The node is in no other list, and stays valid until [`Head::remove`] and a grace period of
-    /// the list's SRCU. The lock is that of the VM that the list belongs to.
+    /// The node is in no other list, and stays valid until [`Head::remove`] and then the end of the
+    /// read sections in which the list is read. The lock is that of the VM that the list belongs to.
     pub(crate) unsafe fn insert(self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
         if self.contains(node, mmu) {
             return false;
@@ -274,6 +213,92 @@ impl<'a> Head<'a> {
         // SAFETY: The node is in the list, and writers are excluded.
         unsafe { bindings::kpt_hlist_del_rcu(node.link()) };
         true
+    }
+}
+
+/// The first node of a list, as it was when it was looked at.
+#[derive(Clone, Copy)]
+pub(crate) struct First(*mut bindings::hlist_node);
+
+impl First {
+    /// That of a list that is not there.
+    #[allow(dead_code)] // where KVM has a list of its own
+    pub(crate) const fn none() -> Self {
+        Self(core::ptr::null_mut())
+    }
+
+    /// Whether there was none.
+    #[inline(always)]
+    pub(crate) fn is_none(self) -> bool {
+        self.0.is_null()
+    }
+}
+
+/// Nodes that may be looked at and called: none that was there is gone before `'a` ends.
+///
+/// # Invariants
+///
+/// What is linked is a `T`, and stays valid as long as `'a`.
+pub(crate) struct Nodes<'a, T> {
+    first: First,
+    _nodes: PhantomData<&'a T>,
+}
+
+impl<T: Linked> Nodes<'_, T> {
+    /// Nodes from `first` on.
+    ///
+    /// # Safety
+    ///
+    /// `first` is from a list of `T`s, and was read, as long as `'a` lasts, in a read section that
+    /// whoever unregisters from the list waits for, or under its `mmu_lock` held for write.
+    #[inline(always)]
+    pub(crate) unsafe fn new(first: First) -> Self {
+        // INVARIANT: The caller's promise. A node that leaves keeps its link onwards.
+        Self {
+            first,
+            _nodes: PhantomData,
+        }
+    }
+
+    /// Whether there is none.
+    #[inline(always)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    /// Calls `f` for the nodes until it returns false.
+    #[inline(always)]
+    fn walk(&self, mut f: impl FnMut(&T) -> bool) {
+        // What a link points to was initialised before it was linked, and is reached through the
+        // link: the dependency orders the loads, as in rcu_dereference().
+        let mut link = self.first.0;
+        while let Some(ptr) = NonNull::new(link) {
+            const _: () = assert!(core::mem::offset_of!(RawNode, node) == 0);
+            // SAFETY: By the type invariant; what is linked is the first member of a node, and that
+            // the first member of a `T` by the contract of `Linked`.
+            if !f(unsafe { ptr.cast::<T>().as_ref() }) {
+                return;
+            }
+            // SAFETY: As above.
+            link = unsafe { addr_of!((*ptr.as_ptr()).next).read_volatile() };
+        }
+    }
+
+    /// Calls `f` for every node.
+    pub(crate) fn for_each(&self, mut f: impl FnMut(&T)) {
+        self.walk(|node| {
+            f(node);
+            true
+        });
+    }
+
+    /// Tells every node of a guest write.
+    #[inline(always)]
+    pub(crate) fn track_write(&self, gpa: Gpa, written: Written) {
+        self.walk(|node| {
+            node.node().track_write(gpa, written);
+            true
+        });
     }
 }
 
@@ -302,139 +327,72 @@ unsafe impl Linked for Client {
     }
 }
 
-#[pin_data]
-struct Inner {
-    #[pin]
-    head: Opaque<bindings::hlist_head>,
-    #[pin]
-    srcu: Srcu,
-}
-
-// SAFETY: The head is read under SRCU and written under `mmu_lock`.
-unsafe impl Send for Inner {}
-// SAFETY: As above.
-unsafe impl Sync for Inner {}
-
-impl Inner {
-    fn new() -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
-            // The first node's link points back to the head, hence the pin.
-            head <- Opaque::ffi_init(|head: *mut bindings::hlist_head| {
-                // SAFETY: The memory is given to be written.
-                unsafe {
-                    head.write(bindings::hlist_head {
-                        first: core::ptr::null_mut(),
-                    });
-                }
-            }),
-            srcu <- Srcu::new(),
-        })
-    }
-
-    fn head(&self) -> Head<'_> {
-        // SAFETY: Part of `self`; `NotifierList::insert` links nothing else.
-        unsafe { Head::new(self.head.get()) }
-    }
-}
-
-/// A list of ours. It takes no memory to speak of until it is [opened](NotifierList::open).
+/// A list of ours.
 ///
 /// # Invariants
 ///
-/// What is linked is a `T`.
+/// What is linked is a `T`. It does not move while something is: the first node points back to it.
 pub(crate) struct NotifierList<T> {
-    inner: SetOnce<Pin<KBox<Inner>>>,
+    head: Opaque<bindings::hlist_head>,
     _nodes: PhantomData<fn(&T)>,
 }
+
+// SAFETY: Nodes may be called by any task; the head is written under `mmu_lock`.
+unsafe impl<T> Send for NotifierList<T> {}
+// SAFETY: As above, and read as a whole.
+unsafe impl<T> Sync for NotifierList<T> {}
 
 impl<T: Linked> NotifierList<T> {
     /// An empty list.
     pub(crate) const fn new() -> Self {
         Self {
-            inner: SetOnce::new(),
+            head: Opaque::new(bindings::hlist_head {
+                first: core::ptr::null_mut(),
+            }),
             _nodes: PhantomData,
         }
     }
 
-    fn inner(&self) -> Option<&Inner> {
-        self.inner.as_ref().map(|inner| &**inner)
+    #[inline(always)]
+    fn head(&self) -> Head<'_> {
+        // SAFETY: Part of `self`; `insert` links nothing else.
+        unsafe { Head::new(self.head.get()) }
     }
 
-    /// Whether something can be inserted.
-    pub(crate) fn is_open(&self) -> bool {
-        self.inner.as_ref().is_some()
+    /// What is in the list now. A hint: nothing keeps it.
+    #[inline(always)]
+    pub(crate) fn first(&self) -> First {
+        self.head().first()
     }
 
-    /// Makes what the first insertion needs. One caller at a time. Sleeps.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`.
-    pub(crate) fn open(&self) -> Result {
-        if !self.is_open() {
-            let inner = KBox::pin_init(Inner::new(), GFP_KERNEL_ACCOUNT)?;
-            self.inner.populate(inner);
-        }
-        Ok(())
-    }
-
-    /// Whether the list is empty. A hint without `mmu_lock`.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.inner().is_none_or(|inner| inner.head().is_empty())
-    }
-
-    /// Adds a node. False if it is there already, or the list is not open.
+    /// Makes the list empty, whatever is in it.
     ///
     /// # Safety
     ///
-    /// The node is in no other list. The lock is that of the VM that this one belongs to.
+    /// Nobody else uses the list.
+    pub(crate) unsafe fn forget(&self) {
+        // SAFETY: The caller's promise.
+        unsafe { (*self.head.get()).first = core::ptr::null_mut() };
+    }
+
+    /// Adds a node. False if it is there already.
+    ///
+    /// # Safety
+    ///
+    /// As [`Head::insert`], and the list does not move before the node is removed.
     pub(crate) unsafe fn insert(&self, node: &T, mmu: &MmuWrite<'_>) -> bool {
-        let Some(inner) = self.inner() else {
-            return false;
-        };
         // SAFETY: The caller's promise; the rest is the invariant of `Node`.
-        unsafe { inner.head().insert(node.node(), mmu) }
+        unsafe { self.head().insert(node.node(), mmu) }
     }
 
     /// Takes a node out. False if it is not there.
     ///
     /// # Safety
     ///
-    /// The lock is that of the VM that the list belongs to.
+    /// As [`Head::remove`].
     pub(crate) unsafe fn remove(&self, node: &T, mmu: &MmuWrite<'_>) -> bool {
-        let Some(inner) = self.inner() else {
-            return false;
-        };
         // SAFETY: The caller's promise.
-        unsafe { inner.head().remove(node.node(), mmu) }
-    }
-
-    /// Calls `f` for every node, in a read section that may sleep.
-    pub(crate) fn for_each(&self, mut f: impl FnMut(&T)) {
-        let Some(inner) = self.inner() else { return };
-        let _section = inner.srcu.read_lock();
-        // SAFETY: In the read section just entered. What is linked is the first member of a `T` by
-        // the type invariant and the contract of `Linked`.
-        unsafe {
-            inner
-                .head()
-                .for_each(|node| f(&*core::ptr::from_ref(node).cast::<T>()));
-        }
-    }
-
-    /// Tells every notifier of a guest write, in a read section that may sleep.
-    pub(crate) fn track_write(&self, written: &Written) {
-        let Some(inner) = self.inner() else { return };
-        let _section = inner.srcu.read_lock();
-        // SAFETY: In the read section just entered.
-        unsafe { inner.head().track_write(written) };
-    }
-
-    /// Waits for the read sections that are open. Sleeps.
-    pub(crate) fn synchronize(&self) {
-        if let Some(inner) = self.inner() {
-            inner.srcu.synchronize();
-        }
+        unsafe { self.head().remove(node.node(), mmu) }
     }
 }
 
@@ -443,6 +401,7 @@ impl<T: Linked> NotifierList<T> {
 mod tests {
     use super::*;
     use crate::kvm::unit::with_blank_vm;
+    use kernel::prelude::*;
 
     /// Two clients, all zeroes, that outlive the test's list.
     fn with_clients(f: impl FnOnce(&NotifierList<Client>, &Client, &Client, &MmuWrite<'_>)) {
@@ -458,7 +417,9 @@ mod tests {
 
     fn addresses(list: &NotifierList<Client>) -> KVec<usize> {
         let mut all = KVec::new();
-        list.for_each(|client| all.push(client.node().address(), GFP_KERNEL).unwrap());
+        // SAFETY: Nobody else knows these lists.
+        let nodes = unsafe { Nodes::<Client>::new(list.first()) };
+        nodes.for_each(|client| all.push(client.node().address(), GFP_KERNEL).unwrap());
         all
     }
 
@@ -473,20 +434,34 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_is_not_open_is_empty() {
+    fn a_new_list_is_empty() {
         with_clients(|list, a, _, mmu| {
-            assert!(list.is_empty());
-            assert!(!insert(list, a, mmu));
+            assert!(list.first().is_none());
+            assert_eq!(addresses(list).len(), 0);
             assert!(!remove(list, a, mmu));
-            list.for_each(|_| unreachable!());
-            list.synchronize();
+        });
+    }
+
+    #[test]
+    fn who_leaves_is_passed_by_who_walks() {
+        with_clients(|list, a, b, mmu| {
+            assert!(insert(list, a, mmu));
+            assert!(insert(list, b, mmu));
+            // SAFETY: Nobody else knows these lists.
+            let nodes = unsafe { Nodes::<Client>::new(list.first()) };
+            let mut n = 0;
+            nodes.for_each(|client| {
+                assert!(remove(list, client, mmu));
+                n += 1;
+            });
+            assert_eq!(n, 2);
+            assert!(list.first().is_none());
         });
     }
 
     #[test]
     fn a_client_is_in_the_list_once() {
         with_clients(|list, a, b, mmu| {
-            list.open().unwrap();
             assert!(insert(list, a, mmu));
             assert!(!insert(list, a, mmu));
             assert!(insert(list, b, mmu));
@@ -504,8 +479,6 @@ mod tests {
     fn a_client_is_in_one_list() {
         with_clients(|list, a, _, mmu| {
             let other = NotifierList::new();
-            list.open().unwrap();
-            other.open().unwrap();
             assert!(insert(list, a, mmu));
             assert!(!insert(&other, a, mmu));
             assert!(!remove(&other, a, mmu));

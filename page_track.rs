@@ -11,9 +11,10 @@
 //!
 //! [`owners`] knows which counts are not KVM's, [`vm`] what belongs to which VM. [`provider`] is what
 //! differs between a KVM that tracks for other modules and one that does not. The edges to C are
-//! [`provider`], [`kvm`], [`notifier_list`], [`inline_atomic`], [`xa`], [`guard`], [`module_pin`],
-//! [`ftrace`], [`kvm_symbols`], [`kvm_functions`], [`mmu_hooks`], [`debugfs`] and [`abi`]; of the rest
-//! only [`vm`] and [`notifier`] say `unsafe`, where a reference is taken across a function.
+//! [`provider`], [`kvm`], [`notifier_list`], [`inline_atomic`], [`guard`], [`module_pin`],
+//! [`ftrace`], [`kvm_symbols`], [`kvm_functions`], [`mmu_hooks`], [`debugfs`] and [`abi`], and [`vm`] is
+//! a table that is read without a lock. Of the rest only [`notifier`] and [`memslot`] say `unsafe`, where
+//! a reference is taken across a function, and where counters change hands.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
@@ -44,8 +45,6 @@ mod owners;
 mod provider;
 mod tracker;
 mod vm;
-mod vm_cache;
-mod xa;
 
 use kernel::prelude::*;
 

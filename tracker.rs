@@ -180,7 +180,7 @@ pub(crate) fn add_range(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
         let missing = without_counters(slots, gfn, last)?;
         vm::find_or_create(kvm)?;
         let Some(missing) = missing else {
-            return change_range(slots, gfn, last, Change::Add);
+            return change_range::<Add>(slots, gfn, last);
         };
         drop(section);
         memslot::ensure_counters(kvm, missing)?;
@@ -199,7 +199,7 @@ pub(crate) fn remove_range(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
     let last = last_of(gfn, npages)?;
     let section = kvm.read_slots();
     without_counters(section.slots(), gfn, last)?;
-    change_range(section.slots(), gfn, last, Change::Remove)
+    change_range::<Remove>(section.slots(), gfn, last)
 }
 
 fn last_of(gfn: Gfn, npages: u64) -> Result<Gfn> {
@@ -228,37 +228,58 @@ fn without_counters(slots: Slots<'_>, first: Gfn, last: Gfn) -> Result<Option<Gf
 }
 
 /// What happens to every page of a range.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Change {
-    Add,
-    Remove,
-}
-
-impl Change {
+trait Change {
     /// Whether the page's count allows it.
-    fn check(self, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
-        let count = page.slot().counters().map_or(0, |c| c.get(page.gfn()));
-        let of_kvm = || mmu.shadow_page_tables(page.gfn());
-        match self {
-            Self::Add => owners::after_add(count, of_kvm),
-            Self::Remove => owners::after_remove(count, of_kvm),
-        }
-        .map(|_| ())
-    }
+    fn check(mmu: &MmuWrite<'_>, page: Page<'_>) -> Result;
 
     /// Does it. True if TLBs have to be flushed.
-    fn apply(self, slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result<bool> {
-        match self {
-            Self::Add => add_locked(slots, mmu, page),
-            Self::Remove => remove_locked(mmu, page).map(|()| false),
-        }
+    fn apply(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result<bool>;
+
+    /// Takes it back, as far as others allow. True if TLBs have to be flushed.
+    fn undo(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> bool;
+}
+
+struct Add;
+
+impl Change for Add {
+    #[inline(always)]
+    fn check(mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
+        owners::after_add(page.count(), || mmu.shadow_page_tables(page.gfn())).map(|_| ())
     }
 
-    fn undone(self) -> Self {
-        match self {
-            Self::Add => Self::Remove,
-            Self::Remove => Self::Add,
+    #[inline(always)]
+    fn apply(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result<bool> {
+        add_locked(slots, mmu, page)
+    }
+
+    fn undo(_: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> bool {
+        remove_locked(mmu, page).ok();
+        false
+    }
+}
+
+struct Remove;
+
+impl Change for Remove {
+    #[inline(always)]
+    fn check(mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
+        owners::after_remove(page.count(), || mmu.shadow_page_tables(page.gfn())).map(|_| ())
+    }
+
+    #[inline(always)]
+    fn apply(_: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result<bool> {
+        if mmu.has_yielded() {
+            remove_locked(mmu, page)?;
+        } else if let Some(counters) = page.slot().counters() {
+            // `check` has found counters, and a count that is not KVM's alone.
+            counters.set(mmu, page.gfn(), page.count().saturating_sub(1));
+            mmu.allow_large_page(page);
         }
+        Ok(false)
+    }
+
+    fn undo(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> bool {
+        add_locked(slots, mmu, page).unwrap_or(false)
     }
 }
 
@@ -267,18 +288,19 @@ impl Change {
 /// Only if `mmu_lock` was yielded to somebody who then changed a page of the range can one be refused
 /// half-way. What was done is undone then, except for pages that somebody else has meanwhile removed
 /// without having added them, or added up to the limit.
-fn change_range(slots: Slots<'_>, first: Gfn, last: Gfn, change: Change) -> Result {
+#[inline(always)]
+fn change_range<C: Change>(slots: Slots<'_>, first: Gfn, last: Gfn) -> Result {
     let mut mmu = slots.kvm().lock_mmu();
     for_pages(slots, &mut mmu, first, last, |mmu, page| {
-        change.check(mmu, page).map(|()| false)
+        C::check(mmu, page).map(|()| false)
     })
     .1?;
     let (done, result) = for_pages(slots, &mut mmu, first, last, |mmu, page| {
-        change.apply(slots, mmu, page)
+        C::apply(slots, mmu, page)
     });
     if result.is_err() && done > first {
         for_pages(slots, &mut mmu, first, done - 1, |mmu, page| {
-            Ok(change.undone().apply(slots, mmu, page).unwrap_or(false))
+            Ok(C::undo(slots, mmu, page))
         })
         .1
         .ok();
@@ -293,6 +315,7 @@ fn change_range(slots: Slots<'_>, first: Gfn, last: Gfn, change: Change) -> Resu
 ///
 /// The memslots were there, and not INVALID, when the read section of `slots` had begun. One that
 /// becomes so meanwhile has the same counters, and is neither zapped nor moved before `slots` ends.
+#[inline(always)]
 fn for_pages(
     slots: Slots<'_>,
     mmu: &mut MmuWrite<'_>,
@@ -303,30 +326,27 @@ fn for_pages(
     /// Pages between two looks at who waits.
     const BATCH: u64 = 64;
     let mut flush = false;
-    let mut known: Option<&Memslot> = None;
     let mut gfn = first;
-    let result = loop {
-        let page = known
-            .and_then(|slot| slot.page(gfn))
-            .or_else(|| slots.find(0, gfn)?.page(gfn));
-        let Some(page) = page else {
+    let result = 'range: loop {
+        let Some(slot) = slots.find(0, gfn) else {
             break Err(EINVAL);
         };
-        known = Some(page.slot());
-        match f(mmu, page) {
-            Ok(needs_flush) => flush |= needs_flush,
-            Err(e) => break Err(e),
-        }
-        if gfn == last {
-            break Ok(());
-        }
-        gfn += 1;
-        if (gfn - first) % BATCH == 0 && mmu.is_wanted() {
-            // Who gets the lock relies on it that read-only is read-only in every TLB.
-            if core::mem::take(&mut flush) {
-                mmu.flush_tlbs();
+        while let Some(page) = slot.page(gfn) {
+            match f(mmu, page) {
+                Ok(needs_flush) => flush |= needs_flush,
+                Err(e) => break 'range Err(e),
             }
-            mmu.yield_to_others();
+            if gfn == last {
+                break 'range Ok(());
+            }
+            gfn += 1;
+            if gfn % BATCH == 0 && mmu.is_wanted() {
+                // Who gets the lock relies on it that read-only is read-only in every TLB.
+                if core::mem::take(&mut flush) {
+                    mmu.flush_tlbs();
+                }
+                mmu.yield_to_others();
+            }
         }
     };
     if flush {

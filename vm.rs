@@ -2,49 +2,55 @@
 
 //! What the module knows of a VM, and the table of all VMs it knows something of.
 //!
-//! A VM gets an entry with the first add, prepare or register, and loses it when it is destroyed
-//! (`kvm_page_track_cleanup()` or `kvm_mmu_uninit_vm()`) or when the module goes. So whoever has a [`Kvm`] may use the entry
-//! as long.
+//! A VM gets an entry with the first add, prepare or register, or with the first event if C has
+//! enabled its tracker, and loses it when it is destroyed (`kvm_page_track_cleanup()` or
+//! `kvm_mmu_uninit_vm()`) or when the module goes. So whoever keeps a VM alive may use its entry as
+//! long; [`for_each`] keeps those that it finds.
+//!
+//! The table is looked up without a lock. Its memory is freed when the module goes, not before: the
+//! entry of a VM that is destroyed is used again, for another that belongs to the same chain. So a
+//! look at an entry of another VM, which may be destroyed at that moment, reads an entry all the
+//! same, and sees that it is another's.
 
 use crate::inline_atomic::load;
-use crate::kvm::Kvm;
-use crate::notifier_list::{Client, NotifierList};
+use crate::kvm::{Kvm, Section};
+use crate::notifier_list::{Client, First, Nodes, NotifierList};
 use crate::provider::Place;
-use crate::vm_cache;
-use crate::xa::Xa;
 use core::ptr::NonNull;
 use kernel::prelude::*;
-use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::sync::atomic::{Atomic, Relaxed, Release};
 use kernel::sync::global_lock;
 
 /// The module's state of one VM.
 pub(crate) struct Vm {
-    kvm: KvmPtr,
+    /// [`Kvm::key`], the address of the VM; 0 if the entry is nobody's.
+    key: Atomic<usize>,
+    /// The address of the next entry of the chain, or 0. Never changes.
+    next: usize,
     /// Upstream's notifiers, unless they are in a list of KVM's own.
     pub(crate) notifiers: Place,
     /// Clients with `track_move_region`.
-    pub(crate) clients: NotifierList<Client>,
+    clients: NotifierList<Client>,
     /// Guest writes delivered, each counted once.
     pub(crate) events: Atomic<u64>,
     /// The task that is inside a `track_move_region` callback, or 0.
     mover: Atomic<usize>,
 }
 
-/// The VM of an entry. Valid as long as the entry is in the table.
-struct KvmPtr(NonNull<Kvm>);
+/// A power of two.
+const CHAINS: usize = 256;
 
-// SAFETY: Any task may use a VM, which has locks of its own.
-unsafe impl Send for KvmPtr {}
-// SAFETY: As above.
-unsafe impl Sync for KvmPtr {}
-
-/// [`Kvm::key`] to the address of a [`Vm`].
-// SAFETY: `init` sets it up before anything else uses it.
-static TABLE: Xa = unsafe { Xa::uninit() };
+/// The address of the newest entry of each chain, or 0. Changes under [`CREATE`].
+static CHAIN: [Atomic<usize>; CHAINS] = [const { Atomic::new(0) }; CHAINS];
 
 global_lock! {
     // SAFETY: Initialised in `init` before anything else uses it.
-    unsafe(uninit) static TABLE_WRITE: Mutex<()> = ();
+    unsafe(uninit) static CREATE: Mutex<()> = ();
+}
+
+global_lock! {
+    // SAFETY: As above. A VM that is in the table is not destroyed while it is held.
+    unsafe(uninit) static KEEP: Mutex<()> = ();
 }
 
 /// Number of clients of all VMs.
@@ -58,15 +64,16 @@ static CLIENTS: Atomic<usize> = Atomic::new(0);
 pub(crate) unsafe fn init() {
     // SAFETY: The caller's promise.
     unsafe {
-        TABLE.init();
-        TABLE_WRITE.init();
+        CREATE.init();
+        KEEP.init();
     }
 }
 
 impl Vm {
-    fn new(kvm: &Kvm) -> Self {
+    fn new(key: usize, next: usize) -> Self {
         Self {
-            kvm: KvmPtr(NonNull::from(kvm)),
+            key: Atomic::new(key),
+            next,
             notifiers: Place::new(),
             clients: NotifierList::new(),
             events: Atomic::new(0),
@@ -74,24 +81,12 @@ impl Vm {
         }
     }
 
-    /// Makes the list of notifiers ready for an insertion. Sleeps.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`.
-    pub(crate) fn open_notifiers(&self) -> Result {
-        if self.notifiers.is_open() {
-            return Ok(());
-        }
-        let _write = TABLE_WRITE.lock();
-        self.notifiers.open()
-    }
-
-    /// Adds a client. False if it is in a list already, or the list of this VM is not open.
+    /// Adds a client. False if it is in a list already.
     pub(crate) fn insert_client(&self, client: &Client) -> bool {
         let mmu = self.kvm().lock_mmu();
         // SAFETY: The lock is that of the VM. The client is in no list: it has just been asked, and
-        // that it is not registered with another VM meanwhile is up to its owner.
+        // that it is not registered with another VM meanwhile is up to its owner. An entry does not
+        // move.
         !client.is_linked(&mmu) && unsafe { self.clients.insert(client, &mmu) }
     }
 
@@ -102,21 +97,13 @@ impl Vm {
     }
 
     fn kvm(&self) -> &Kvm {
-        // SAFETY: Whoever has the entry has it from the table, which keeps the VM.
-        unsafe { self.kvm.0.as_ref() }
+        // SAFETY: Whoever has the entry of a VM has the VM, or holds the lock that keeps it.
+        unsafe { &*(self.key.load(Relaxed) as *const Kvm) }
     }
 
-    /// Makes the list of clients ready for an insertion. Sleeps.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`.
-    pub(crate) fn open_clients(&self) -> Result {
-        if self.clients.is_open() {
-            return Ok(());
-        }
-        let _write = TABLE_WRITE.lock();
-        self.clients.open()
+    /// Whether there is a client. A hint: nothing keeps it.
+    pub(crate) fn has_clients(&self) -> bool {
+        !self.clients.first().is_none()
     }
 
     /// This task is about to call `track_move_region` callbacks. It holds `slots_arch_lock`, so no
@@ -140,6 +127,33 @@ fn current_task() -> usize {
     kernel::current!().as_ptr() as usize
 }
 
+/// The entry of a VM while a read section of its `kvm->srcu` is open.
+///
+/// # Invariants
+///
+/// `vm` is the entry of the section's VM.
+#[derive(Clone, Copy)]
+pub(crate) struct VmSection<'a> {
+    vm: &'a Vm,
+    _section: Section<'a>,
+}
+
+impl<'a> VmSection<'a> {
+    /// The entry.
+    #[inline(always)]
+    pub(crate) fn vm(self) -> &'a Vm {
+        self.vm
+    }
+
+    /// The clients of the VM.
+    #[inline(always)]
+    pub(crate) fn clients(self) -> Nodes<'a, Client> {
+        let first: First = self.vm.clients.first();
+        // SAFETY: Read in the section just now, which `notifier::unregister_client` waits for.
+        unsafe { Nodes::new(first) }
+    }
+}
+
 /// Whether any VM has a client: a cheap first question of the event path.
 #[inline(always)]
 pub(crate) fn any_client() -> bool {
@@ -156,14 +170,42 @@ pub(crate) fn uncount_client() {
     CLIENTS.fetch_sub(1, Relaxed);
 }
 
+#[inline(always)]
+fn chain(key: usize) -> &'static Atomic<usize> {
+    // The upper bits of a product with the golden ratio depend on all bits of the address.
+    const GOLDEN: usize = 0x61c8_8646_80b5_83eb;
+    &CHAIN[key.wrapping_mul(GOLDEN) >> (usize::BITS - CHAINS.ilog2())]
+}
+
+/// The first entry with a key, of somebody (`key`) or of nobody (0), in the chain of `of`.
+#[inline(always)]
+fn search(of: usize, key: usize) -> Option<&'static Vm> {
+    let mut next = load(chain(of));
+    // SAFETY: What is in a chain is the address of an entry, which is written before it is linked and
+    // freed by `clear` only, when no other user of the module is left. The links do not change.
+    while let Some(vm) = unsafe { (next as *const Vm).as_ref() } {
+        if load(&vm.key) == key {
+            return Some(vm);
+        }
+        next = vm.next;
+    }
+    None
+}
+
 /// What the module knows of a VM. Any context.
-#[inline]
+#[inline(always)]
 pub(crate) fn find(kvm: &Kvm) -> Option<&Vm> {
-    let address = vm_cache::get(kvm.key()).or_else(|| TABLE.load(kvm.key()))?;
-    // SAFETY: The table and the cache hold addresses from `KBox::into_raw()` in `find_or_create`. An entry is
-    // freed when its VM is destroyed, which cannot be as long as `kvm` is borrowed, or by `clear`
-    // after every user of the module is gone.
-    Some(unsafe { &*(address as *const Vm) })
+    search(kvm.key(), kvm.key())
+}
+
+/// The same for a VM whose lists are to be read.
+#[inline(always)]
+pub(crate) fn find_in(section: Section<'_>) -> Option<VmSection<'_>> {
+    // INVARIANT: It is that VM's.
+    find(section.kvm()).map(|vm| VmSection {
+        vm,
+        _section: section,
+    })
 }
 
 /// The same as [`find`], with an entry made if there is none. Sleeps.
@@ -172,51 +214,51 @@ pub(crate) fn find(kvm: &Kvm) -> Option<&Vm> {
 ///
 /// `ENOMEM`.
 pub(crate) fn find_or_create(kvm: &Kvm) -> Result<&Vm> {
-    if let Some(vm) = find(kvm) {
-        return Ok(vm);
+    match find(kvm) {
+        Some(vm) => Ok(vm),
+        None => create(kvm),
     }
-    let _write = TABLE_WRITE.lock();
-    if let Some(vm) = find(kvm) {
-        return Ok(vm);
-    }
-    let raw = KBox::into_raw(KBox::new(Vm::new(kvm), GFP_KERNEL_ACCOUNT)?);
-    if let Err(e) = TABLE.insert(kvm.key(), raw as usize) {
-        // SAFETY: `raw` comes from `into_raw()` above and nobody else has seen it.
-        unsafe { free(raw as usize) };
-        return Err(e);
-    }
-    vm_cache::put(kvm.key(), raw as usize);
-    find(kvm).ok_or(ENOMEM)
 }
 
-/// Frees an entry.
-///
-/// # Safety
-///
-/// `address` comes from `find_or_create`, and nobody uses the entry or can find it.
-unsafe fn free(address: usize) {
-    // SAFETY: The caller's promise.
-    drop(unsafe { KBox::from_raw(address as *mut Vm) });
+#[inline(never)]
+fn create(kvm: &Kvm) -> Result<&Vm> {
+    let key = kvm.key();
+    let _create = CREATE.lock();
+    if let Some(vm) = find(kvm) {
+        return Ok(vm);
+    }
+    if let Some(free) = search(key, 0) {
+        // Empty, unless somebody gave back a reference that was not theirs.
+        // SAFETY: The entry is nobody's, and the lock keeps others from making it theirs.
+        unsafe {
+            free.notifiers.forget();
+            free.clients.forget();
+        }
+        free.events.store(0, Relaxed);
+        free.key.store(key, Release);
+        return Ok(free);
+    }
+    let chain = chain(key);
+    let entry = KBox::new(Vm::new(key, chain.load(Relaxed)), GFP_KERNEL)?;
+    chain.store(KBox::into_raw(entry) as usize, Release);
+    find(kvm).ok_or(ENOMEM)
 }
 
 /// Forgets a VM that is being destroyed.
 ///
 /// # Safety
 ///
-/// The VM has no users left; nothing that `find` returned for it is used any more.
+/// The VM has no users left, hence no notifiers and clients; nothing that `find` returned for it is
+/// used any more.
 pub(crate) unsafe fn destroyed(kvm: &Kvm) {
-    let address = {
-        let _write = TABLE_WRITE.lock();
-        let Some(address) = TABLE.load(kvm.key()) else {
-            return;
-        };
-        vm_cache::remove(kvm.key());
-        TABLE.erase(kvm.key());
-        address
-    };
-    // SAFETY: By the caller's promise nobody but `for_each` could use the entry: that holds the lock,
-    // and does not find the entry any more.
-    unsafe { free(address) };
+    // A VM without users gets no entry any more. If it has one, `for_each` may be looking at it.
+    if find(kvm).is_none() {
+        return;
+    }
+    let _keep = KEEP.lock();
+    if let Some(vm) = find(kvm) {
+        vm.key.store(0, Release);
+    }
 }
 
 /// Calls `f` for every VM in the table. Sleeps.
@@ -224,16 +266,17 @@ pub(crate) unsafe fn destroyed(kvm: &Kvm) {
 /// No VM of the table is destroyed meanwhile, but it may have no users left: `f` must not take
 /// references ([`Kvm::get`]).
 pub(crate) fn for_each(mut f: impl FnMut(&Kvm, &Vm) -> Result) -> Result {
-    let _write = TABLE_WRITE.lock();
-    let mut from = 0;
-    while let Some((key, address)) = TABLE.find(from, usize::MAX) {
-        // SAFETY: The entry is in the table and the lock keeps it there; `destroyed` takes the lock
-        // before the VM's memory goes.
-        unsafe {
-            let vm = &*(address as *const Vm);
-            f(vm.kvm.0.as_ref(), vm)?;
+    let _keep = KEEP.lock();
+    for first in &CHAIN {
+        let mut next = load(first);
+        // SAFETY: As in `search`.
+        while let Some(vm) = unsafe { (next as *const Vm).as_ref() } {
+            if load(&vm.key) != 0 {
+                // The lock keeps the VM: `destroyed` takes it before the VM's memory goes.
+                f(vm.kvm(), vm)?;
+            }
+            next = vm.next;
         }
-        from = key + 1;
     }
     Ok(())
 }
@@ -244,11 +287,89 @@ pub(crate) fn for_each(mut f: impl FnMut(&Kvm, &Vm) -> Result) -> Result {
 ///
 /// Every hook is detached and drained, and no other module can call this one.
 pub(crate) unsafe fn clear() {
-    let _write = TABLE_WRITE.lock();
-    while let Some((key, address)) = TABLE.find(0, usize::MAX) {
-        vm_cache::remove(key);
-        TABLE.erase(key);
-        // SAFETY: The caller's promise: nobody uses the entry.
-        unsafe { free(address) };
+    let _create = CREATE.lock();
+    for first in &CHAIN {
+        let mut next = first.load(Relaxed);
+        first.store(0, Relaxed);
+        while let Some(vm) = NonNull::new(next as *mut Vm) {
+            // SAFETY: From `KBox::into_raw()` in `create`, and by the caller's promise nobody uses it.
+            let vm = unsafe { KBox::from_raw(vm.as_ptr()) };
+            next = vm.next;
+        }
+    }
+}
+
+#[kernel::macros::kunit_tests(kvm_page_track_vm)]
+#[allow(unsafe_op_in_unsafe_fn)]
+mod tests {
+    use super::*;
+    use crate::kvm::unit::with_blank_vm;
+
+    fn entries() -> usize {
+        let mut n = 0;
+        for first in &CHAIN {
+            let mut next = first.load(Relaxed);
+            // SAFETY: As in `search`; KUnit runs when nothing else does.
+            while let Some(vm) = unsafe { (next as *const Vm).as_ref() } {
+                n += 1;
+                next = vm.next;
+            }
+        }
+        n
+    }
+
+    #[test]
+    fn an_entry_lives_as_long_as_its_vm() {
+        with_blank_vm(|kvm, _| {
+            assert!(find(kvm).is_none());
+            let vm = find_or_create(kvm).unwrap();
+            assert!(core::ptr::eq(find(kvm).unwrap(), vm));
+            assert!(core::ptr::eq(find_or_create(kvm).unwrap(), vm));
+            assert!(core::ptr::eq(vm.kvm(), kvm));
+            // SAFETY: The entry is not used any more.
+            unsafe { destroyed(kvm) };
+            assert!(find(kvm).is_none());
+        });
+    }
+
+    #[test]
+    fn an_entry_is_used_again() {
+        with_blank_vm(|kvm, _| {
+            let vm = find_or_create(kvm).unwrap();
+            vm.events.store(7, Relaxed);
+            let before = entries();
+            // SAFETY: The entry is not used any more.
+            unsafe { destroyed(kvm) };
+            assert_eq!(entries(), before);
+            let again = find_or_create(kvm).unwrap();
+            assert_eq!(entries(), before);
+            assert_eq!(again.events.load(Relaxed), 0);
+            // SAFETY: As above.
+            unsafe { destroyed(kvm) };
+        });
+    }
+
+    #[test]
+    fn every_vm_has_its_own() {
+        with_blank_vm(|a, _| {
+            with_blank_vm(|b, _| {
+                let of_a = find_or_create(a).unwrap();
+                let of_b = find_or_create(b).unwrap();
+                assert!(!core::ptr::eq(of_a, of_b));
+                let mut seen = 0;
+                for_each(|kvm, vm| {
+                    seen += usize::from(core::ptr::eq(kvm, a) && core::ptr::eq(vm, of_a));
+                    seen += usize::from(core::ptr::eq(kvm, b) && core::ptr::eq(vm, of_b));
+                    Ok(())
+                })
+                .unwrap();
+                assert_eq!(seen, 2);
+                // SAFETY: The entries are not used any more.
+                unsafe { destroyed(a) };
+                assert!(find(a).is_none() && find(b).is_some());
+                // SAFETY: As above.
+                unsafe { destroyed(b) };
+            });
+        });
     }
 }

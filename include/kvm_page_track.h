@@ -11,6 +11,9 @@
  * Contexts.  Unless a function says otherwise it may sleep, and is called
  * without kvm->mmu_lock or kvm->slots_arch_lock.  Register and unregister are
  * called outside kvm->srcu read sections as well, all others inside or outside.
+ * Unregister waits for a grace period of kvm->srcu, as KVM does when memslots
+ * change: it may be called with kvm->lock or kvm->slots_lock held, but not with a
+ * lock that a vCPU takes in KVM_RUN, such as the mmap_lock of its process.
  * The caller keeps @kvm alive across the call (kvm_get_kvm()).
  *
  * Errors.  A refused call changes no count, no mapping and no registration.
@@ -91,15 +94,16 @@ int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
  *
  * track_write is called for pages that somebody outside KVM has added, no matter
  * who; not for emulated writes to others, nor for those that only KVM tracks
- * (its shadow page tables).
+ * (its shadow page tables; but for a write just when KVM unshadows the page and
+ * shadows it again).
  *
- * Callbacks run in task context in an SRCU read section of the notifiers
- * (track_write in the vCPU's of kvm->srcu as well),
- * without kvm->mmu_lock, and may sleep.  track_write and track_remove_region
- * may add and remove pages.  track_move_region runs under kvm->slots_lock and
- * kvm->slots_arch_lock: the moving memslot's pages can be neither added nor
- * removed (-EAGAIN at the old place, -EINVAL at the new one), and what would
- * have to allocate counters for another memslot returns -EAGAIN.
+ * Callbacks run in task context in a read section of kvm->srcu, without
+ * kvm->mmu_lock, and may sleep, but not wait for a grace period of kvm->srcu.
+ * track_write and track_remove_region may add and remove pages.
+ * track_move_region runs under kvm->slots_lock and kvm->slots_arch_lock: the
+ * moving memslot's pages can be neither added nor removed (-EAGAIN at the old
+ * place, -EINVAL at the new one), and what would have to allocate counters for
+ * another memslot returns -EAGAIN.
  *
  * No callback may take kvm->slots_lock, kvm->lock or a vCPU's mutex, nor
  * unregister a notifier or client of the same VM (it would wait for itself).  A

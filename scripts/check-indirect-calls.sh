@@ -11,9 +11,10 @@ set -euo pipefail
 
 # Functions that may branch through a pointer, by their demangled names, and how
 # often at most: the callbacks of other modules' notifiers and clients (code that
-# has ENDBR), each in a function of its own, and the kernel's formatting.
+# has ENDBR), and the kernel's formatting.
 declare -A allowed=(
-	["<page_track::notifier_list::Head>::track_write"]=1
+	["page_track::notifier::write_emulated"]=2
+	["page_track::notifier::write_emulated_in_guard"]=2
 	["<page_track::notifier_list::Node>::track_remove_region"]=1
 	["<page_track::notifier_list::Client>::track_move_region"]=1
 	# core::fmt::Formatter's output, a trait object
