@@ -106,10 +106,12 @@ static void *churn(void *arg)
 
 	while (churning) {
 		id = kpt_reg(kpt_stock, vm, KPT_NOTIFIER, 0);
-		if ((id == -EAGAIN || id == -ENOSYS) && tries++ < 10000 &&
+		/* rmmod may take a minute */
+		if ((id == -EAGAIN || id == -ENOSYS) && tries++ < 60000 &&
 		    !usleep(1000))
 			continue;
 		TEST_ASSERT(id >= 0, "register: %d", id);
+		tries = 0;
 		for (i = 0; i < 20 && churning; i++) {
 			call_until_done(KPT_OP_WRITE_ADD);
 			call_until_done(KPT_OP_WRITE_REMOVE);
