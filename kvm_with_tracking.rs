@@ -8,6 +8,7 @@
 
 use crate::kvm::{Gfn, Gpa, Kvm, Memslot, Section};
 use crate::mmu_hooks::{self, hooks};
+use crate::module_pin::ModulePin;
 use crate::notifier_list::{Head, Node, Nodes};
 use crate::{abi, bindings, memslot};
 use core::ptr::{addr_of, addr_of_mut};
@@ -132,8 +133,8 @@ impl<'k> Notifiers<'k> {
     /// Waits for who may still call a notifier that was taken out. Sleeps.
     pub(crate) fn synchronize(self) {
         self.kvm.synchronize();
-        if enabled_by_c(self.kvm) {
-            // `CSection`, and C's functions if they have just been replaced, or are soon again.
+        if enabled_by_c(self.kvm) || ModulePin::is_leaving() {
+            // `CSection`, and C's functions if they have just been replaced, or are already again.
             // SAFETY: KVM set the structure up with the VM.
             unsafe { bindings::synchronize_srcu(self.srcu()) };
         }

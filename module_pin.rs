@@ -5,6 +5,7 @@
 
 use crate::bindings;
 use crate::kernel_api::this_module;
+use core::ptr::addr_of;
 use kernel::prelude::*;
 
 /// A reference to this module.
@@ -23,6 +24,13 @@ impl ModulePin {
         } else {
             Err(EAGAIN)
         }
+    }
+
+    /// Whether the module is going away: set before it detaches anything, and for good.
+    pub(crate) fn is_leaving() -> bool {
+        // SAFETY: As in `get`; the state is one word, which the module loader changes.
+        let state = unsafe { addr_of!((*this_module()).state).read_volatile() };
+        state == bindings::module_state_MODULE_STATE_GOING
     }
 
     /// Keeps the reference beyond the scope.

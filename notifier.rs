@@ -61,9 +61,10 @@ fn check(kvm: &Kvm) -> Result {
 /// `ESRCH`, `EOPNOTSUPP`, `EAGAIN`, `ENOMEM`, `EEXIST` (also if another VM has it).
 pub(crate) fn register(kvm: &Kvm, node: &Node) -> Result {
     check(kvm)?;
-    let pin = ModulePin::get()?;
     vm::find_or_create(kvm)?;
     let mut pinned = PINNED.lock();
+    // In the lock: `hand_over_all` finds whoever got one.
+    let pin = ModulePin::get()?;
     pinned.reserve(1, GFP_KERNEL)?;
     // Upstream does not ask for a zeroed node, so its link says nothing about other lists.
     if pinned.iter().any(|entry| entry.node == node.address()) {
@@ -223,8 +224,10 @@ pub(crate) fn write_emulated(vcpu: VcpuSection<'_>, gpa: Gpa, written: Written) 
 fn write_emulated_in_guard(vcpu: VcpuSection<'_>, gpa: Gpa, written: Written) {
     let section = vcpu.section();
     let _guard = guard::enter();
-    // A VM that C enabled before insmod has no entry yet, and counts no events without one.
-    vm::find_or_create(section.kvm()).ok();
+    if provider::enabled_by_c(section.kvm()) {
+        // Before insmod: it has no entry yet, and counts no events without one.
+        vm::find_or_create(section.kvm()).ok();
+    }
     let open = CSection::enter(section);
     let page = memslot::counted(section.slots(), gpa_to_gfn(gpa));
     if let (Some(page), Some(notifiers)) = (page, open.notifiers()) {
