@@ -153,7 +153,8 @@ pub(crate) fn notifiers_in(section: Section<'_>) -> Option<Nodes<'_, Node>> {
         return None;
     }
     // SAFETY: Read in the section just now. All the nodes were registered through us, and only our own
-    // function unregisters as long as we call any: `Notifiers::synchronize` waits for the section.
+    // function unregisters as long as we call any (the order of attachment: design, section 5, rule
+    // 1): `Notifiers::synchronize` waits for the section (rule 3).
     Some(unsafe { Nodes::new(first) })
 }
 
@@ -176,11 +177,11 @@ impl<'a> CSection<'a> {
     }
 
     /// The notifiers of the VM, to be called, whoever has registered them.
-    pub(crate) fn notifiers(&self) -> Option<Nodes<'_, Node>> {
+    pub(crate) fn notifiers(&self) -> Nodes<'_, Node> {
         let first = Notifiers::of(self.section.kvm()).head().first();
         // SAFETY: Read in both sections just now: C waits for the one, `Notifiers::synchronize` for
-        // the other.
-        Some(unsafe { Nodes::new(first) })
+        // the other (design, section 5, rule 3).
+        unsafe { Nodes::new(first) }
     }
 }
 

@@ -192,10 +192,7 @@ impl<'k> Notifiers<'k> {
 /// The notifiers of a VM, to be called. Always something here.
 #[inline(always)]
 pub(crate) fn notifiers_in(section: Section<'_>) -> Option<Nodes<'_, Node>> {
-    let list = Notifiers::of(section.kvm()).list;
-    let first = list.map_or(First::none(), NotifierList::first);
-    // SAFETY: Read in the section just now, which `Notifiers::synchronize` waits for.
-    Some(unsafe { Nodes::new(first) })
+    Some(CSection::enter(section).notifiers())
 }
 
 /// What is a read section of C's in the other provider: nothing.
@@ -203,13 +200,19 @@ pub(crate) struct CSection<'a>(Section<'a>);
 
 impl<'a> CSection<'a> {
     /// Enters it.
+    #[inline(always)]
     pub(crate) fn enter(section: Section<'a>) -> Self {
         Self(section)
     }
 
     /// The notifiers of the VM, to be called.
-    pub(crate) fn notifiers(&self) -> Option<Nodes<'_, Node>> {
-        notifiers_in(self.0)
+    #[inline(always)]
+    pub(crate) fn notifiers(&self) -> Nodes<'a, Node> {
+        let list = Notifiers::of(self.0.kvm()).list;
+        let first = list.map_or(First::none(), NotifierList::first);
+        // SAFETY: Read in the section just now, which `Notifiers::synchronize` waits for (design,
+        // section 5, rule 3).
+        unsafe { Nodes::new(first) }
     }
 }
 

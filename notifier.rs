@@ -229,9 +229,8 @@ fn write_emulated_in_guard(vcpu: VcpuSection<'_>, gpa: Gpa, written: Written) {
         vm::find_or_create(section.kvm()).ok();
     }
     let open = CSection::enter(section);
-    let page = memslot::counted(section.slots(), gpa_to_gfn(gpa));
-    if let (Some(page), Some(notifiers)) = (page, open.notifiers()) {
-        tell_written(vcpu, page, &notifiers, gpa, written);
+    if let Some(page) = memslot::counted(section.slots(), gpa_to_gfn(gpa)) {
+        tell_written(vcpu, page, &open.notifiers(), gpa, written);
     }
 }
 
@@ -286,9 +285,7 @@ fn region_removed_in_section(kvm: &Kvm, slot: &Memslot) {
         Some(notifiers) => tell_removed(section, slot, &notifiers),
         None => {
             let _guard = guard::enter();
-            if let Some(notifiers) = CSection::enter(section).notifiers() {
-                tell_removed(section, slot, &notifiers);
-            }
+            tell_removed(section, slot, &CSection::enter(section).notifiers());
         }
     }
 }
@@ -334,9 +331,8 @@ pub(crate) fn region_moved(section: Section<'_>, old: &Memslot, new: &Memslot) {
 pub(crate) fn count(kvm: &Kvm) -> usize {
     let slots = kvm.read_slots();
     let mut n = 0;
-    if let Some(notifiers) = CSection::enter(slots.section()).notifiers() {
-        notifiers.for_each(|_| n += 1);
-    }
+    let open = CSection::enter(slots.section());
+    open.notifiers().for_each(|_| n += 1);
     if let Some(vm) = vm::find_in(slots.section()) {
         vm.clients().for_each(|_| n += 1);
     }

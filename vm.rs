@@ -14,7 +14,7 @@
 
 use crate::inline_atomic::load;
 use crate::kvm::{Kvm, Section};
-use crate::notifier_list::{Client, First, Nodes, NotifierList};
+use crate::notifier_list::{Client, Nodes, NotifierList};
 use crate::provider::Place;
 use core::ptr::NonNull;
 use kernel::prelude::*;
@@ -148,9 +148,9 @@ impl<'a> VmSection<'a> {
     /// The clients of the VM.
     #[inline(always)]
     pub(crate) fn clients(self) -> Nodes<'a, Client> {
-        let first: First = self.vm.clients.first();
-        // SAFETY: Read in the section just now, which `notifier::unregister_client` waits for.
-        unsafe { Nodes::new(first) }
+        // SAFETY: Read in the section just now, which `notifier::unregister_client` waits for (design,
+        // section 5, rule 3).
+        unsafe { Nodes::new(self.vm.clients.first()) }
     }
 }
 
@@ -292,7 +292,8 @@ pub(crate) unsafe fn clear() {
         let mut next = first.load(Relaxed);
         first.store(0, Relaxed);
         while let Some(vm) = NonNull::new(next as *mut Vm) {
-            // SAFETY: From `KBox::into_raw()` in `create`, and by the caller's promise nobody uses it.
+            // SAFETY: From `KBox::into_raw()` in `create`, and by the caller's promise nobody uses it
+            // (design, section 5, rule 2).
             let vm = unsafe { KBox::from_raw(vm.as_ptr()) };
             next = vm.next;
         }

@@ -47,10 +47,9 @@ machine_judge() {
 only_lockups() {
 	local rest=$log/$name.rest
 	tr -d '\r' <"$1" | awk '
-		/watchdog: BUG: soft lockup|rcu: INFO: .* (detected|self-detected) stall/ { theirs = 60 }
-		/BUG:|WARNING:|Oops|KASAN|KCSAN|ODEBUG|panic/ && !/soft lockup/ { theirs = 0 }
-		theirs-- > 0 { next }
-		{ theirs = 0; print }
+		/watchdog: BUG: soft lockup|rcu: INFO: .*stall/ { theirs = 60 }
+		theirs-- > 0 && /lockup|stall|starved|Modules linked in|Call Trace|Code: / { next }
+		{ print }
 	' >"$rest"
 	"$KPT_TOP/scripts/kernel-report.sh" "$rest" >/dev/null
 }
