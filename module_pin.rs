@@ -27,6 +27,7 @@ impl ModulePin {
     }
 
     /// Whether the module is going away: set before it detaches anything, and for good.
+    #[allow(dead_code)] // where there is no C tracker beside us
     pub(crate) fn is_leaving() -> bool {
         // SAFETY: As in `get`; the state is one word, which the module loader changes.
         let state = unsafe { addr_of!((*this_module()).state).read_volatile() };
