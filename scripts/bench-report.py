@@ -43,7 +43,7 @@ class Row:
         return [number(min(self.rounds[impl])), number(max(self.rounds[impl]))]
 
     def pairs(self):
-        """Ratios of what was measured in turn, for wall time."""
+        """Ratios of what was measured in turn, for what is time."""
         if self.unit != "ms":
             return []
         return [rust / c for c, rust in zip(self.rounds["c"], self.rounds["rust"])]

@@ -8,8 +8,9 @@
 #               reader pages ranges notifiers memslots writes tables attach
 #                      exact instructions (QEMU's -icount)
 #               memory bytes
-#               linux  wall time of a compile job in a Linux guest under shadow
-#                      paging; takes long and runs only when named
+#               linux  instructions and wall time of a compile job in a Linux
+#                      guest under shadow paging; takes long and runs only when
+#                      named
 #   ROUNDS=3    how often C and Rust are measured in turn
 #   PAIRS=5     part linux: pairs of jobs
 #   VM=nested|shadow  only that paging mode
@@ -56,7 +57,7 @@ machine() {
 	[ "$mode" = nested ] || npt=0
 	results+=("npt=$npt" "build/log/$name.out")
 	scripts/vm.sh "$name" --npt "$npt" --smp 1 --append "$append" \
-		"$@" </dev/null | scripts/bench-cpu-time.sh $$ "build/log/$name.cpu" |
+		"$@" </dev/null | scripts/bench-host-time.sh $$ "build/log/$name.host" |
 		grep -v '^@' >&2 ||
 		die "bench: the machine $name failed"
 }
@@ -110,9 +111,10 @@ for mode in "${modes[@]}"; do
 done
 if [ -n "$linux" ]; then
 	scripts/bench-inner.sh
-	append="kpt.env.PAIRS=${PAIRS:-5}"
-	machine bench-linux shadow --job bench-linux --limit 7200 --share
-	results+=(npt=0 build/log/bench-linux.cpu)
+	append="nokaslr norandmaps kpt.env.PAIRS=${PAIRS:-5}"
+	machine bench-linux shadow --job bench-linux --limit 7200 --share \
+		--qemu -cpu --qemu "$cpu" "${exact[@]}"
+	results+=(npt=0 build/log/bench-linux.host)
 fi
 
 scripts/bench-report.py --out "$out" "${results[@]}"
