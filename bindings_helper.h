@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* What bindgen turns into bindings.rs: the kernel's headers and our helpers. */
 #include <linux/ftrace.h>
+#include <linux/hash.h>
 #include <linux/kprobes.h>
 #include <linux/kvm_host.h>
 #include <linux/module.h>
@@ -16,4 +17,5 @@ static const unsigned int KPT_SLOT_INVALID = KVM_MEMSLOT_INVALID;
 static const unsigned int KPT_UPDATE_IN_PROGRESS_BIT =
 	__builtin_ctzll(KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS);
 static const unsigned long KPT_FTRACE_PERMANENT = FTRACE_OPS_FL_PERMANENT;
+static const u64 KPT_GOLDEN_RATIO_64 = GOLDEN_RATIO_64;
 static const unsigned int KPT_KPROBE_DISABLED = KPROBE_FLAG_DISABLED;

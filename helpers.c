@@ -116,29 +116,25 @@ void kpt_mmu_read_unlock(struct kvm *kvm)
 	read_unlock(&kvm->mmu_lock);
 }
 
-/* Where KVM links the shadow pages of @gfn, before it counts them; or NULL. */
-struct hlist_head *kpt_shadow_bucket(struct kvm *kvm, gfn_t gfn)
-{
-	/* Pairs with the release in kvm_mmu_alloc_page_hash(). */
-	struct hlist_head *hash = smp_load_acquire(&kvm->arch.mmu_page_hash);
-
-	return hash ? &hash[hash_64(gfn, KVM_MMU_HASH_SHIFT)] : NULL;
-}
+/* kvm.rs computes kvm_page_table_hashfn(). */
+static_assert(KPT_SHADOW_HASH_SHIFT == KVM_MMU_HASH_SHIFT);
+#ifdef CONFIG_HAVE_ARCH_HASH
+#error "hash_64() is not the generic one"
+#endif
 
 /*
  * The shadow pages of @gfn in address space 0 for which KVM counts it as
  * tracked: those of guest page tables (not direct, not passed through) that are
  * not leaves, from when they are made until they are zapped (made invalid).
+ * @bucket is where KVM links them.
  */
-unsigned int kpt_shadow_page_tables(struct kvm *kvm, gfn_t gfn)
+unsigned int kpt_shadow_page_tables(struct kvm *kvm,
+				    const struct hlist_head *bucket, gfn_t gfn)
 {
-	struct hlist_head *bucket = kpt_shadow_bucket(kvm, gfn);
 	struct kvm_mmu_page *sp;
 	unsigned int n = 0;
 
 	lockdep_assert_held(&kvm->mmu_lock);
-	if (!bucket)
-		return 0;
 	hlist_for_each_entry(sp, bucket, hash_link) {
 		union kvm_mmu_page_role role = sp->role;
 

@@ -34,8 +34,9 @@ bool kpt_mmu_is_wanted(struct kvm *kvm);
 void kpt_mmu_write_yield(struct kvm *kvm);
 void kpt_mmu_read_lock(struct kvm *kvm);
 void kpt_mmu_read_unlock(struct kvm *kvm);
-struct hlist_head *kpt_shadow_bucket(struct kvm *kvm, gfn_t gfn);
-unsigned int kpt_shadow_page_tables(struct kvm *kvm, gfn_t gfn);
+#define KPT_SHADOW_HASH_SHIFT	12	/* KVM's, as helpers.c asserts */
+unsigned int kpt_shadow_page_tables(struct kvm *kvm,
+				    const struct hlist_head *bucket, gfn_t gfn);
 void kpt_slots_arch_lock(struct kvm *kvm);
 void kpt_slots_arch_unlock(struct kvm *kvm);
 int kpt_slots_read_lock(struct kvm *kvm);

@@ -252,6 +252,19 @@ impl Kvm {
         unsafe { read_once(addr_of!((*self.as_ptr()).arch.indirect_shadow_pages)) != 0 }
     }
 
+    /// Where KVM links the shadow pages of a frame, among others; nothing if it has no table of shadow
+    /// pages yet. `kvm_get_mmu_page_hash()` and `kvm_page_table_hashfn()` of `mmu.c`.
+    #[inline(always)]
+    fn shadow_bucket(&self, gfn: Gfn) -> Option<*const bindings::hlist_head> {
+        // The load is an acquire, on x86. It pairs with the release in `kvm_mmu_alloc_page_hash()`.
+        // SAFETY: By the type invariant.
+        let table = unsafe { read_once(addr_of!((*self.as_ptr()).arch.mmu_page_hash)) };
+        // hash_64()
+        let hash = gfn.wrapping_mul(bindings::KPT_GOLDEN_RATIO_64)
+            >> (u64::BITS - bindings::KPT_SHADOW_HASH_SHIFT);
+        (!table.is_null()).then(|| table.cast_const().wrapping_add(hash as usize))
+    }
+
     /// As [`MmuWrite::shadow_page_tables`].
     ///
     /// # Safety
@@ -264,8 +277,18 @@ impl Kvm {
         if !self.has_shadow_page_tables() {
             return 0;
         }
-        // SAFETY: The caller's promise. What is counted is part of a `u16` counter.
-        unsafe { bindings::kpt_shadow_page_tables(self.as_ptr(), gfn) as u16 }
+        let Some(bucket) = self.shadow_bucket(gfn) else {
+            return 0;
+        };
+        // SAFETY: KVM has shadow pages, and by the caller's promise it keeps them meanwhile: it does not
+        // free the table.
+        if unsafe { read_once(addr_of!((*bucket).first)) }.is_null() {
+            return 0;
+        }
+        // SAFETY: As above; shadow pages are linked and unlinked under the lock only.
+        let tables = unsafe { bindings::kpt_shadow_page_tables(self.as_ptr(), bucket, gfn) };
+        // They are part of a `u16` counter.
+        tables as u16
     }
 
     /// The token of `mmu_lock` for a caller that holds it for write already.
@@ -351,18 +374,18 @@ impl<'a> VcpuSection<'a> {
         self.0
     }
 
-    /// Whether KVM has some shadow page that may be of this frame. Without `mmu_lock`.
+    /// Whether KVM has some shadow page that may be of this frame, or nothing if it has never been ready
+    /// to shadow page tables of this VM. Without `mmu_lock`.
     ///
     /// KVM links a shadow page before it counts it, and takes it off the count before it unlinks it: if
     /// there is none, none is part of the count at that moment.
     #[inline(always)]
-    pub(crate) fn may_shadow(self, gfn: Gfn) -> bool {
-        // SAFETY: KVM frees the table when the VM has no users any more: not as long as this vCPU
-        // runs. Of what it points to only the address is looked at.
-        unsafe {
-            let bucket = bindings::kpt_shadow_bucket(self.0.kvm.as_ptr(), gfn);
-            !bucket.is_null() && !read_once(addr_of!((*bucket).first)).is_null()
-        }
+    pub(crate) fn may_shadow(self, gfn: Gfn) -> Option<bool> {
+        self.0.kvm.shadow_bucket(gfn).map(|bucket| {
+            // SAFETY: KVM frees the table when the VM has no users any more: not as long as this vCPU
+            // runs. Of what it points to only the address is looked at.
+            !unsafe { read_once(addr_of!((*bucket).first)) }.is_null()
+        })
     }
 }
 
@@ -396,16 +419,28 @@ impl<'a> Slots<'a> {
         self.find(as_id, gfn).map(|slot| Page { slot, gfn })
     }
 
+    /// The same if the page is in the memslot that was found last.
+    #[inline(always)]
+    pub(crate) fn find_page_again(self, as_id: u16, gfn: Gfn) -> Option<Page<'a>> {
+        // INVARIANT: As above.
+        self.find_again(as_id, gfn).map(|slot| Page { slot, gfn })
+    }
+
     /// Finds the memslot of an address space that holds `gfn`.
     #[inline(always)]
     pub(crate) fn find(self, as_id: u16, gfn: Gfn) -> Option<&'a Memslot> {
+        self.find_again(as_id, gfn)
+            .or_else(|| self.search(as_id, gfn))
+    }
+
+    #[inline(always)]
+    fn find_again(self, as_id: u16, gfn: Gfn) -> Option<&'a Memslot> {
         // SAFETY: As in `search`. The slot found last is one of this set, so it lives as long.
         let last = unsafe {
             let set = self.kvm.active_set(as_id);
             (read_once(addr_of!((*set).last_used_slot.counter)) as *const Memslot).as_ref()
         };
         last.filter(|slot| slot.holds(gfn))
-            .or_else(|| self.search(as_id, gfn))
     }
 
     #[inline(never)]
@@ -778,8 +813,8 @@ impl Counters<'_> {
 ///
 /// # Invariants
 ///
-/// `slot` is unpublished; `slots_lock` and `slots_arch_lock` of `kvm` are held, and this task may
-/// take `mmu_lock`.
+/// As long as `'a`, `slot` is unpublished, `slots_lock` and `slots_arch_lock` of `kvm` are held, and
+/// this task may take `mmu_lock`.
 pub(crate) struct NewSlot<'a> {
     kvm: &'a Kvm,
     slot: &'a Memslot,

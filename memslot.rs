@@ -53,12 +53,6 @@ fn tracked_in_any(slots: Slots<'_>, gfn: Gfn) -> bool {
     tracked_in(slots, 0, gfn) || tracked_in(slots, 1, gfn)
 }
 
-/// A page of address space 0, where external adds go, if its count is not zero.
-#[inline(always)]
-pub(crate) fn counted(slots: Slots<'_>, gfn: Gfn) -> Option<Page<'_>> {
-    slots.find_page(0, gfn).filter(|page| page.count() != 0)
-}
-
 /// Makes sure that the memslot of a page has counters. Sleeps.
 ///
 /// # Errors
@@ -215,24 +209,40 @@ pub(crate) fn tracked_pages(kvm: &Kvm) -> u64 {
     pages
 }
 
-/// Whether somebody outside KVM tracks a page whose count was not zero just now.
+/// Whether somebody outside KVM tracks a page.
 ///
-/// Asks KVM's records under `mmu_lock` if it has to: if KVM has some shadow page that may be of this
-/// page. If not, the count is not KVM's. Should KVM take its count off the page just before that, and
+/// Asks KVM's records under `mmu_lock` if it has to ([`external`]).
+pub(crate) fn has_external(vcpu: VcpuSection<'_>, gfn: Gfn) -> bool {
+    let section = vcpu.section();
+    section.slots().find_page(0, gfn).is_some_and(|page| {
+        external(vcpu, page).unwrap_or_else(|| has_more_than_kvm(section.kvm(), page))
+    })
+}
+
+/// The same if no search and no lock is needed for it, and nothing otherwise.
+#[inline(always)]
+pub(crate) fn may_have_external(vcpu: VcpuSection<'_>, gfn: Gfn) -> Option<bool> {
+    external(vcpu, vcpu.section().slots().find_page_again(0, gfn)?)
+}
+
+/// Whether somebody outside KVM tracks a page of address space 0, where external adds go; or nothing if
+/// KVM has some shadow page that may be of this page: only `mmu_lock` makes sure then.
+///
+/// If it has none, the count is not KVM's. Should KVM take its count off the page just before that, and
 /// put one on it just afterwards, the answer may be yes though the count is KVM's; it is never no
 /// though somebody else's is part of it.
 #[inline(always)]
-pub(crate) fn has_external(vcpu: VcpuSection<'_>, page: Page<'_>) -> bool {
-    let kvm = vcpu.section().kvm();
+fn external(vcpu: VcpuSection<'_>, page: Page<'_>) -> Option<bool> {
+    if page.count() == 0 {
+        return Some(false);
+    }
     // Not `has_shadow_page_tables`: KVM takes the last shadow page off that before it takes it off
     // the count.
-    if !kvm.may_shadow_page_tables() {
-        return true;
+    match vcpu.may_shadow(page.gfn()) {
+        None => Some(true),
+        Some(true) => None,
+        Some(false) => Some(page.count() != 0),
     }
-    if vcpu.may_shadow(page.gfn()) {
-        return has_more_than_kvm(kvm, page);
-    }
-    page.count() != 0
 }
 
 #[inline(never)]

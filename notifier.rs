@@ -10,7 +10,7 @@
 use crate::guard;
 use crate::inline_atomic::increment;
 use crate::kernel_api::eopnotsupp;
-use crate::kvm::{gpa_to_gfn, Gpa, Kvm, Memslot, Page, Section, VcpuSection};
+use crate::kvm::{gpa_to_gfn, Gpa, Kvm, Memslot, Section, VcpuSection};
 use crate::memslot;
 use crate::module_pin::ModulePin;
 use crate::notifier_list::{Client, Node, Nodes, Written};
@@ -207,55 +207,66 @@ pub(crate) fn anybody_listens(kvm: &Kvm) -> bool {
 ///
 /// Only writes to pages that somebody outside KVM has added are told: C tells every notifier of
 /// every emulated write. May sleep if the callbacks do.
-#[inline(never)] // scripts/check-indirect-calls.sh knows it by name
+#[inline(never)]
 pub(crate) fn write_emulated(vcpu: VcpuSection<'_>, gpa: Gpa, written: Written) {
+    // Nothing is called before it is known what is to be done, and nothing afterwards: no register is
+    // saved for a write that nobody is told of.
+    match memslot::may_have_external(vcpu, gpa_to_gfn(gpa)) {
+        Some(false) => (),
+        Some(true) => match unguarded(vcpu.section()) {
+            Some(notifiers) => tell_written(vcpu.section(), gpa, written, notifiers),
+            None => write_emulated_slow(vcpu, gpa, written),
+        },
+        None => write_emulated_slow(vcpu, gpa, written),
+    }
+}
+
+#[inline(never)]
+fn write_emulated_slow(vcpu: VcpuSection<'_>, gpa: Gpa, written: Written) {
     let section = vcpu.section();
-    let Some(page) = memslot::counted(section.slots(), gpa_to_gfn(gpa)) else {
-        return;
+    // Whoever is not in the list yet adds pages later than this: see `mmu_hooks::write`.
+    let tell = |notifiers: Nodes<'_, Node>| {
+        if memslot::has_external(vcpu, gpa_to_gfn(gpa)) {
+            tell_written(section, gpa, written, notifiers);
+        }
     };
     match unguarded(section) {
-        Some(notifiers) => tell_written(vcpu, page, &notifiers, gpa, written),
-        None => write_emulated_in_guard(vcpu, gpa, written),
+        Some(notifiers) => tell(notifiers),
+        None => {
+            let _guard = guard::enter();
+            if provider::enabled_by_c(section.kvm()) {
+                // Before insmod: it has no entry yet, and counts no events without one.
+                vm::find_or_create(section.kvm()).ok();
+            }
+            tell(CSection::enter(section).notifiers());
+        }
     }
 }
 
-#[cold]
-#[inline(never)] // as above
-fn write_emulated_in_guard(vcpu: VcpuSection<'_>, gpa: Gpa, written: Written) {
-    let section = vcpu.section();
-    let _guard = guard::enter();
-    if provider::enabled_by_c(section.kvm()) {
-        // Before insmod: it has no entry yet, and counts no events without one.
-        vm::find_or_create(section.kvm()).ok();
-    }
-    let open = CSection::enter(section);
-    if let Some(page) = memslot::counted(section.slots(), gpa_to_gfn(gpa)) {
-        tell_written(vcpu, page, &open.notifiers(), gpa, written);
-    }
-}
-
-#[inline(always)]
-fn tell_written(
-    vcpu: VcpuSection<'_>,
-    page: Page<'_>,
-    notifiers: &Nodes<'_, Node>,
-    gpa: Gpa,
-    written: Written,
-) {
-    if !memslot::has_external(vcpu, page) {
-        return;
+/// Tells of a write to a page that somebody outside KVM tracks.
+#[inline(never)] // scripts/check-indirect-calls.sh knows it by name
+fn tell_written(section: Section<'_>, gpa: Gpa, written: Written, notifiers: Nodes<'_, Node>) {
+    if notifiers.is_empty() {
+        return tell_clients(section, gpa, written);
     }
     notifiers.track_write(gpa, written);
-    let Some(vm) = vm::find_in(vcpu.section()) else {
+    if let Some(vm) = vm::find_in(section) {
+        vm.clients().track_write(gpa, written);
+        increment(&vm.vm().events);
+    }
+}
+
+/// The same where there is no notifier, and perhaps no client: others' VMs may have some.
+#[inline(never)] // as above
+fn tell_clients(section: Section<'_>, gpa: Gpa, written: Written) {
+    let Some(vm) = vm::find_in(section) else {
         return;
     };
     let clients = vm.clients();
     if !clients.is_empty() {
         clients.track_write(gpa, written);
-    } else if notifiers.is_empty() {
-        return;
+        increment(&vm.vm().events);
     }
-    increment(&vm.vm().events);
 }
 
 /// The notifiers of a VM, if they can be called without a guard.
