@@ -133,8 +133,14 @@ static u64 idle(void)
 	return v;
 }
 
+void bench_settle(void)
+{
+	KPT_EQ(ioctl(bench_dev, KPT_BENCH_SETTLE), 0);
+}
+
 void bench_start(struct bench_time *t)
 {
+	bench_settle();
 	t->idle = idle();
 	t->start = rdtsc();
 }

@@ -76,6 +76,8 @@ struct bench_time {
 };
 
 void bench_start(struct bench_time *t);
+/* What was freed lazily is given back now, as it is before every start. */
+void bench_settle(void);
 u64 bench_stop(const struct bench_time *t);
 
 /* Address space without memory behind it. */

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Memslots created, changed and deleted by user space. */
+/*
+ * Memslots created, changed and deleted by user space.  What frees memory is done
+ * when that has been given back, which somebody else would do at another time.
+ */
 
 #include "bench.h"
 #include "kpt_lib.h"
@@ -32,9 +35,11 @@ static void with(u64 size, bool trackers, const char *name)
 		dirty[i] = bench_stop(&t);
 		bench_start(&t);
 		bench_slot(vm, BENCH_SLOT, 0, BENCH_GPA, size, mem);
+		bench_settle();
 		clean[i] = bench_stop(&t);
 		bench_start(&t);
 		bench_slot(vm, BENCH_SLOT, 0, BENCH_GPA, 0, mem);
+		bench_settle();
 		gone[i] = bench_stop(&t);
 	}
 	bench_why = "memory allocation; waits for SRCU grace periods, others run";

@@ -17,6 +17,7 @@
 #include <linux/mutex.h>
 #include <linux/static_call.h>
 #include <linux/uaccess.h>
+#include <linux/vmalloc.h>
 #include <trace/events/power.h>
 #include <asm/kvm_page_track.h>
 #include <asm/msr.h>
@@ -444,6 +445,9 @@ static long bench_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	case KPT_BENCH_EVENTS:
 		value = atomic64_read(&bench_events);
 		break;
+	case KPT_BENCH_SETTLE:
+		vm_unmap_aliases();
+		return 0;
 	default:
 		return -ENOTTY;
 	}

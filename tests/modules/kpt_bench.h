@@ -88,5 +88,7 @@ struct kpt_bench_memory {
 #define KPT_BENCH_IDLE		_IOR(KPT_BENCH_MAGIC, 0x03, __u64)
 /* How often a notifier was called since the module was loaded. */
 #define KPT_BENCH_EVENTS	_IOR(KPT_BENCH_MAGIC, 0x04, __u64)
+/* Gives back vmalloc memory that was freed lazily, which somebody else would. */
+#define KPT_BENCH_SETTLE	_IO(KPT_BENCH_MAGIC, 0x05)
 
 #endif /* KPT_BENCH_H */
