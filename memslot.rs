@@ -53,6 +53,11 @@ fn tracked_in_any(slots: Slots<'_>, gfn: Gfn) -> bool {
     tracked_in(slots, 0, gfn) || tracked_in(slots, 1, gfn)
 }
 
+/// A page of address space 0, where external adds go, if its count is not zero.
+pub(crate) fn counted(slots: Slots<'_>, gfn: Gfn) -> Option<Page<'_>> {
+    slots.find_page(0, gfn).filter(|page| page.count() != 0)
+}
+
 /// Makes sure that the memslot of a page has counters. Sleeps.
 ///
 /// # Errors
@@ -212,11 +217,8 @@ pub(crate) fn tracked_pages(kvm: &Kvm) -> u64 {
 /// Whether somebody outside KVM tracks a page.
 ///
 /// Asks KVM's records under `mmu_lock` if it has to ([`external`]).
-pub(crate) fn has_external(vcpu: VcpuSection<'_>, gfn: Gfn) -> bool {
-    let section = vcpu.section();
-    section.slots().find_page(0, gfn).is_some_and(|page| {
-        external(vcpu, page).unwrap_or_else(|| has_more_than_kvm(section.kvm(), page))
-    })
+pub(crate) fn has_external(vcpu: VcpuSection<'_>, page: Page<'_>) -> bool {
+    external(vcpu, page).unwrap_or_else(|| has_more_than_kvm(vcpu.section().kvm(), page))
 }
 
 /// The same if no search and no lock is needed for it, and nothing otherwise.

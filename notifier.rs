@@ -224,9 +224,13 @@ pub(crate) fn write_emulated(vcpu: VcpuSection<'_>, gpa: Gpa, written: Written) 
 #[inline(never)]
 fn write_emulated_slow(vcpu: VcpuSection<'_>, gpa: Gpa, written: Written) {
     let section = vcpu.section();
+    // Decided before the guard is taken (design, section 5, rule 2).
+    let Some(page) = memslot::counted(section.slots(), gpa_to_gfn(gpa)) else {
+        return;
+    };
     // Whoever is not in the list yet adds pages later than this: see `mmu_hooks::write`.
     let tell = |notifiers: Nodes<'_, Node>| {
-        if memslot::has_external(vcpu, gpa_to_gfn(gpa)) {
+        if memslot::has_external(vcpu, page) {
             tell_written(section, gpa, written, notifiers);
         }
     };
