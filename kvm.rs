@@ -41,6 +41,12 @@ unsafe fn read_once<T: Copy>(ptr: *const T) -> T {
     unsafe { ptr.read_volatile() }
 }
 
+/// `hash_64()` of `<linux/hash.h>`: the upper `bits` bits of a product, which depend on all of `value`.
+#[inline(always)]
+pub(crate) fn hash_64(value: u64, bits: u32) -> usize {
+    (value.wrapping_mul(bindings::KPT_GOLDEN_RATIO_64) >> (u64::BITS - bits)) as usize
+}
+
 /// Lets other tasks run (`cond_resched()`). Sleeps.
 pub(crate) fn reschedule() {
     // SAFETY: Callers are in process context without spinlocks.
@@ -259,10 +265,8 @@ impl Kvm {
         // The load is an acquire, on x86. It pairs with the release in `kvm_mmu_alloc_page_hash()`.
         // SAFETY: By the type invariant.
         let table = unsafe { read_once(addr_of!((*self.as_ptr()).arch.mmu_page_hash)) };
-        // hash_64()
-        let hash = gfn.wrapping_mul(bindings::KPT_GOLDEN_RATIO_64)
-            >> (u64::BITS - bindings::KPT_SHADOW_HASH_SHIFT);
-        (!table.is_null()).then(|| table.cast_const().wrapping_add(hash as usize))
+        let hash = hash_64(gfn, bindings::KPT_SHADOW_HASH_SHIFT);
+        (!table.is_null()).then(|| table.cast_const().wrapping_add(hash))
     }
 
     /// As [`MmuWrite::shadow_page_tables`].

@@ -13,7 +13,7 @@
 //! same, and sees that it is another's.
 
 use crate::inline_atomic::load;
-use crate::kvm::{Kvm, Section};
+use crate::kvm::{hash_64, Kvm, Section};
 use crate::notifier_list::{Client, Nodes, NotifierList};
 use crate::provider::Place;
 use core::ptr::NonNull;
@@ -172,9 +172,7 @@ pub(crate) fn uncount_client() {
 
 #[inline(always)]
 fn chain(key: usize) -> &'static Atomic<usize> {
-    // The upper bits of a product with the golden ratio depend on all bits of the address.
-    const GOLDEN: usize = 0x61c8_8646_80b5_83eb;
-    &CHAIN[key.wrapping_mul(GOLDEN) >> (usize::BITS - CHAINS.ilog2())]
+    &CHAIN[hash_64(key as u64, CHAINS.ilog2())]
 }
 
 /// The first entry with a key, of somebody (`key`) or of nobody (0), in the chain of `of`.
