@@ -144,17 +144,6 @@ static bool __init on_tcg(void)
 	return !memcmp(sig, "TCGTCGTCGTCG", sizeof(sig));
 }
 
-static void quirks_exit(void)
-{
-	unregister_trace_kvm_entry(at_entry, NULL);
-	tracepoint_synchronize_unregister();
-	/* Whoever entered a guest with at_entry() leaves it with at_exit(). */
-	kick_all_cpus_sync();
-	unregister_trace_kvm_exit(at_exit, NULL);
-	tracepoint_synchronize_unregister();
-	unregister_kprobes(probes, ARRAY_SIZE(probes));
-}
-
 static int __init quirks_init(void)
 {
 	int r;
@@ -187,6 +176,16 @@ no_exit:
 }
 module_init(quirks_init);
 
+static void __exit quirks_exit(void)
+{
+	unregister_trace_kvm_entry(at_entry, NULL);
+	tracepoint_synchronize_unregister();
+	/* Whoever entered a guest with at_entry() leaves it with at_exit(). */
+	kick_all_cpus_sync();
+	unregister_trace_kvm_exit(at_exit, NULL);
+	tracepoint_synchronize_unregister();
+	unregister_kprobes(probes, ARRAY_SIZE(probes));
+}
 module_exit(quirks_exit);
 
 MODULE_DESCRIPTION("Mends three faults of QEMU's emulated SVM");
