@@ -264,13 +264,14 @@ pub(crate) unsafe extern "C" fn register_notifier(
     kvm: *mut bindings::kvm,
     node: *mut RawNode,
 ) -> c_int {
-    let _guard = guard::enter();
-    from_result(|| {
+    let _guard = guard::enter_if_locks_sleep();
+    errno((|| {
+        let kvm = NonNull::new(kvm).ok_or(EINVAL)?;
         let node = NonNull::new(node).ok_or(EINVAL)?;
         // SAFETY: The caller's promise.
-        let (kvm, node) = unsafe { (check(kvm, WRITE)?, Node::from_ptr(node)) };
-        notifier::register(kvm, node).map(|()| 0)
-    })
+        let (kvm, node) = unsafe { (Kvm::from_ptr(kvm), Node::from_ptr(node)) };
+        notifier::register(kvm, node)
+    })())
 }
 
 /// `kvm_page_track_unregister_notifier()`.

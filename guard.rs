@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The text guard: who sleeps or takes a lock inside the module's text holds it.
+//! The text guard: who sleeps inside the module's text holds it; where locks sleep, also who takes one.
 //!
 //! Before the text can be freed, [`drain`] waits for every guard, and Tasks RCU for what is outside
 //! of one: the few instructions before a guard is entered and after it is left, and hook functions

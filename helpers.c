@@ -8,7 +8,6 @@
 #include <linux/module.h>
 #include <linux/poison.h>
 #include <linux/rculist.h>
-#include <linux/sched.h>
 #include <linux/srcu.h>
 #include <linux/static_call.h>
 #include <linux/vmalloc.h>
@@ -212,11 +211,6 @@ void *kpt_alloc_counters(unsigned long npages)
 	return __vcalloc(npages, sizeof(u16), GFP_KERNEL_ACCOUNT);
 }
 
-bool kpt_mm_is_current(struct kvm *kvm)
-{
-	return kvm->mm == current->mm;
-}
-
 /* What says so is private to kvm-amd, except that SEV inhibits AVIC. */
 const unsigned long kpt_inhibited_by_sev = BIT(APICV_INHIBIT_REASON_SEV);
 
@@ -247,21 +241,13 @@ void kpt_srcu_read_unlock(struct srcu_struct *srcu, int idx)
 	srcu_read_unlock(srcu, idx);
 }
 
-void kpt_hlist_add_head_rcu(struct hlist_node *n, struct hlist_head *h)
-{
-	hlist_add_head_rcu(n, h);
-}
-
 void kpt_hlist_del_rcu(struct hlist_node *n)
 {
 	hlist_del_rcu(n);
 }
 
-bool kpt_hlist_linked(const struct hlist_node *n)
-{
-	/* hlist_del_rcu() leaves the poison. */
-	return n->pprev && (void *)n->pprev != LIST_POISON2;
-}
+/* notifier_list.rs: what hlist_del_rcu() leaves is no address of the kernel. */
+static_assert((unsigned long)LIST_POISON2 >> 56 != 0xff);
 
 void kpt_sleep_idle(void)
 {

@@ -49,7 +49,6 @@ struct kvm_memory_slot *kpt_next_slot(const struct kvm_memslots *slots,
 				      const struct kvm_memory_slot *slot);
 struct kvm_memory_slot *kpt_inactive_slot(struct kvm *kvm, int as_id, int id);
 void *kpt_alloc_counters(unsigned long npages);
-bool kpt_mm_is_current(struct kvm *kvm);
 extern const unsigned long kpt_inhibited_by_sev;
 
 /* The text guard: see guard.rs. */
@@ -60,9 +59,7 @@ void kpt_guard_drain(void);
 /* rculist and srcu inlines. */
 int kpt_srcu_read_lock(struct srcu_struct *srcu);
 void kpt_srcu_read_unlock(struct srcu_struct *srcu, int idx);
-void kpt_hlist_add_head_rcu(struct hlist_node *n, struct hlist_head *h);
 void kpt_hlist_del_rcu(struct hlist_node *n);
-bool kpt_hlist_linked(const struct hlist_node *n);
 
 /*
  * Rust for C: called by kvm_without_tracking_edge.c, which is only built where KVM

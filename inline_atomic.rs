@@ -2,7 +2,8 @@
 
 //! Atomics and barriers as one instruction: those of the kernel crate are function calls.
 //!
-//! C source: `READ_ONCE()`, `smp_mb()` and `atomic64_inc()`.
+//! C source: `READ_ONCE()`, `WRITE_ONCE()`, `smp_mb()`, `atomic_long_try_cmpxchg()` and
+//! `atomic64_inc()`.
 
 use core::arch::asm;
 use kernel::sync::atomic::Atomic;
@@ -21,6 +22,31 @@ pub(crate) fn smp_mb() {
 pub(crate) fn load(word: &Atomic<usize>) -> usize {
     // SAFETY: Valid for reads, aligned, and only stored to as a whole.
     unsafe { word.as_ptr().read_volatile() }
+}
+
+/// Stores a word that others may load. Such stores keep their order among each other, on x86.
+#[inline(always)]
+pub(crate) fn store(word: &Atomic<usize>, value: usize) {
+    // SAFETY: Valid for writes, aligned, and only accessed as a whole.
+    unsafe { word.as_ptr().write_volatile(value) }
+}
+
+/// Replaces a word if it is `old` (`try_cmpxchg()`). Orders everything before it before everything
+/// after it.
+#[inline(always)]
+pub(crate) fn claim(word: &Atomic<usize>, old: usize, new: usize) -> bool {
+    let found: usize;
+    // SAFETY: Valid for reads and writes, and aligned; the bus lock excludes other writers.
+    unsafe {
+        asm!(
+            "lock; cmpxchgq {new}, ({word})",
+            new = in(reg) new,
+            word = in(reg) word.as_ptr(),
+            inlateout("rax") old => found,
+            options(att_syntax, nostack)
+        );
+    }
+    found == old
 }
 
 /// Adds one, in any order with what is before and after it.

@@ -4,8 +4,9 @@
 //!
 //! [`Kvm`] is a VM, [`Memslot`] one of its memslots, [`Counters`] the `u16` write-track counters of
 //! a memslot. What may be done when is carried by tokens: [`Section`] and [`VcpuSection`] (a read
-//! section of `kvm->srcu` is open), [`Slots`] (memslots can be looked up and stay valid), [`SlotsArchLocked`] (the arch part of memslots can be written) and [`MmuWrite`]
-//! (`mmu_lock` held for write: counters can change).
+//! section of `kvm->srcu` is open), [`Slots`] (memslots can be looked up and stay valid),
+//! [`SlotsArchLocked`] (the arch part of memslots can be written) and [`MmuWrite`] (`mmu_lock` held
+//! for write: counters can change).
 //!
 //! C headers: `include/linux/kvm_host.h`, `arch/x86/include/asm/kvm_host.h`.
 
@@ -92,9 +93,13 @@ impl Kvm {
     }
 
     /// Whether the caller's address space is the one the VM's memory lives in.
+    #[inline(always)]
     pub(crate) fn mm_is_current(&self) -> bool {
-        // SAFETY: By the type invariant.
-        unsafe { bindings::kpt_mm_is_current(self.as_ptr()) }
+        kernel::current!().mm().is_some_and(|current| {
+            // SAFETY: By the type invariant; the field is written once, when the VM is created.
+            let mm = unsafe { read_once(addr_of!((*self.as_ptr()).mm)) };
+            core::ptr::addr_eq(current.as_raw(), mm)
+        })
     }
 
     /// Whether guest writes can be intercepted: KVM can emulate them and sees the guest's memory.
@@ -107,9 +112,12 @@ impl Kvm {
         // made an SEV guest; of the fourth, which changes at any time, one bit is looked at, in one
         // load. `kpt_inhibited_by_sev` is a constant of helpers.c.
         unsafe {
-            u32::from((*kvm).arch.vm_type) == bindings::KVM_X86_DEFAULT_VM
-                && !(*kvm).arch.has_private_mem
-                && !(*kvm).arch.has_protected_state
+            const _: () = assert!(bindings::KVM_X86_DEFAULT_VM == 0);
+            let arch = addr_of!((*kvm).arch);
+            (*arch).vm_type
+                | u8::from((*arch).has_private_mem)
+                | u8::from((*arch).has_protected_state)
+                == 0
                 && read_once(addr_of!((*kvm).arch.apicv_inhibit_reasons))
                     & bindings::kpt_inhibited_by_sev
                     == 0
@@ -523,6 +531,14 @@ pub(crate) struct MmuWrite<'k> {
     unlock: bool,
     yielded: bool,
     _not_send: NotThreadSafe,
+}
+
+impl<'k> MmuWrite<'k> {
+    /// The VM whose lock it is.
+    #[inline(always)]
+    pub(crate) fn kvm(&self) -> &'k Kvm {
+        self.kvm
+    }
 }
 
 impl MmuWrite<'_> {

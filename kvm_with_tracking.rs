@@ -6,7 +6,7 @@
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `arch/x86/include/asm/kvm_page_track.h`.
 
-use crate::kvm::{Gfn, Gpa, Kvm, Memslot, Section};
+use crate::kvm::{Gfn, Gpa, Kvm, Memslot, MmuWrite, Section};
 use crate::mmu_hooks::{self, hooks};
 use crate::module_pin::ModulePin;
 use crate::notifier_list::{Head, Node, Nodes};
@@ -113,21 +113,28 @@ impl<'k> Notifiers<'k> {
         !self.head().first().is_none()
     }
 
-    /// Adds a notifier. False if it is there already.
+    /// Whether a notifier is in the list of the VM that is locked.
+    pub(crate) fn contains(mmu: &MmuWrite<'k>, node: &Node) -> bool {
+        // SAFETY: The lock is that of the VM.
+        unsafe { Self::of(mmu.kvm()).head().contains(node, mmu) }
+    }
+
+    /// Adds a notifier to the list of the VM that is locked.
     ///
     /// # Safety
     ///
-    /// The notifier is in no other list.
-    pub(crate) unsafe fn insert(self, node: &Node) -> bool {
+    /// The notifier is in no list.
+    #[inline(always)]
+    pub(crate) unsafe fn insert(mmu: &MmuWrite<'k>, node: &Node) {
         // SAFETY: The lock is that of the VM; the rest is the caller's promise and the invariant of
         // `Node`.
-        unsafe { self.head().insert(node, &self.kvm.lock_mmu()) }
+        unsafe { Self::of(mmu.kvm()).head().insert(node, mmu) }
     }
 
-    /// Takes a notifier out. False if it is not there.
-    pub(crate) fn remove(self, node: &Node) -> bool {
+    /// Takes a notifier out of the list of the VM that is locked. False if it is not there.
+    pub(crate) fn remove(mmu: &MmuWrite<'k>, node: &Node) -> bool {
         // SAFETY: The lock is that of the VM.
-        unsafe { self.head().remove(node, &self.kvm.lock_mmu()) }
+        unsafe { Self::of(mmu.kvm()).head().remove(node, mmu) }
     }
 
     /// Waits for who may still call a notifier that was taken out. Sleeps.

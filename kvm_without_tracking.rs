@@ -9,7 +9,7 @@
 //! `kvm_mmu_track_write()` and `kvm_mmu_uninit_vm()` of `mmu.c`, `kvm_arch_commit_memory_region()` of
 //! `x86.c`.
 
-use crate::kvm::{Gfn, Gpa, Kvm, Memslot, Section};
+use crate::kvm::{Gfn, Gpa, Kvm, Memslot, MmuWrite, Section};
 use crate::mmu_hooks::{self, hooks};
 use crate::notifier_list::{First, Node, Nodes, NotifierList};
 use crate::{abi, bindings, vm};
@@ -164,23 +164,34 @@ impl<'k> Notifiers<'k> {
         self.list.is_some_and(|list| !list.first().is_none())
     }
 
-    /// Adds a notifier. False if it is there already.
+    /// Whether a notifier is in the list of the VM that is locked.
+    pub(crate) fn contains(mmu: &MmuWrite<'k>, node: &Node) -> bool {
+        Self::of(mmu.kvm())
+            .list
+            // SAFETY: The lock is that of the VM.
+            .is_some_and(|list| unsafe { list.head().contains(node, mmu) })
+    }
+
+    /// Adds a notifier to the list of the VM that is locked. The module knows the VM.
     ///
     /// # Safety
     ///
-    /// The notifier is in no other list.
-    pub(crate) unsafe fn insert(self, node: &Node) -> bool {
-        let Some(list) = self.list else { return false };
-        // SAFETY: The lock is that of the VM, and an entry does not move; the rest is the caller's
-        // promise.
-        unsafe { list.insert(node, &self.kvm.lock_mmu()) }
+    /// The notifier is in no list.
+    #[inline(always)]
+    pub(crate) unsafe fn insert(mmu: &MmuWrite<'k>, node: &Node) {
+        if let Some(list) = Self::of(mmu.kvm()).list {
+            // SAFETY: The lock is that of the VM, and an entry does not move; the rest is the caller's
+            // promise.
+            unsafe { list.insert(node, mmu) };
+        }
     }
 
-    /// Takes a notifier out. False if it is not there.
-    pub(crate) fn remove(self, node: &Node) -> bool {
-        let Some(list) = self.list else { return false };
-        // SAFETY: The lock is that of the VM.
-        unsafe { list.remove(node, &self.kvm.lock_mmu()) }
+    /// Takes a notifier out of the list of the VM that is locked. False if it is not there.
+    pub(crate) fn remove(mmu: &MmuWrite<'k>, node: &Node) -> bool {
+        Self::of(mmu.kvm())
+            .list
+            // SAFETY: The lock is that of the VM.
+            .is_some_and(|list| unsafe { list.remove(node, mmu) })
     }
 
     /// Waits for who may still call a notifier that was taken out. Sleeps.

@@ -201,10 +201,8 @@ pub(crate) fn detach() {
 /// What other modules have left tracked is tracked no more, unless C goes on with it; or, after a
 /// forced unload, whoever is registered.
 fn forget_all() {
-    vm::for_each(|kvm, _| {
-        memslot::untrack_all(kvm, || {
-            provider::enabled_by_c(kvm) || notifier::is_pinned_by(kvm)
-        });
+    vm::for_each(|kvm, vm| {
+        memslot::untrack_all(kvm, || provider::enabled_by_c(kvm) || vm.pins());
         Ok(())
     })
     // The closure does not fail.

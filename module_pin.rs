@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The module's own reference count: while a notifier registered through us lives, rmmod says "in
+//! The module's own reference count: while somebody registered through us relies on it, rmmod says "in
 //! use".
 
 use crate::bindings;

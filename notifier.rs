@@ -10,36 +10,13 @@
 use crate::guard;
 use crate::inline_atomic::increment;
 use crate::kernel_api::eopnotsupp;
-use crate::kvm::{gpa_to_gfn, Gpa, Kvm, Memslot, Section, VcpuSection};
+use crate::kvm::{gpa_to_gfn, Gpa, Kvm, Memslot, MmuWrite, Section, VcpuSection};
 use crate::memslot;
 use crate::module_pin::ModulePin;
 use crate::notifier_list::{Client, Node, Nodes, Written};
 use crate::provider::{self, CSection, Notifiers};
 use crate::vm;
 use kernel::prelude::*;
-use kernel::sync::global_lock;
-
-/// A notifier that was registered through us, and so pins the module and the VM.
-#[derive(PartialEq)]
-struct Pinned {
-    kvm: usize,
-    node: usize,
-}
-
-global_lock! {
-    // SAFETY: Initialised in `init` before anything else uses it.
-    unsafe(uninit) static PINNED: Mutex<KVec<Pinned>> = KVec::new();
-}
-
-/// Sets up the list of notifiers that pin the module.
-///
-/// # Safety
-///
-/// To be called once, before anything else of this file.
-pub(crate) unsafe fn init() {
-    // SAFETY: The caller's promise.
-    unsafe { PINNED.init() };
-}
 
 /// What every registration checks first.
 fn check(kvm: &Kvm) -> Result {
@@ -54,35 +31,74 @@ fn check(kvm: &Kvm) -> Result {
 
 /// Registers one of upstream's notifiers (`kvm_page_track_register_notifier()`). Sleeps.
 ///
-/// Pins the VM and the module. Allocates no counters.
+/// Takes a reference to the VM, as C does. Pins the module while the VM has notifiers, unless C had
+/// been tracking it before us: then it takes them all back at rmmod. Allocates no counters.
 ///
 /// # Errors
 ///
 /// `ESRCH`, `EOPNOTSUPP`, `EAGAIN`, `ENOMEM`, `EEXIST` (also if another VM has it).
+#[inline(always)]
 pub(crate) fn register(kvm: &Kvm, node: &Node) -> Result {
     check(kvm)?;
+    // Does not sleep, so it needs no guard.
+    link(kvm, node, false).or_else(|_| register_slow(kvm, node))
+}
+
+#[cold]
+#[inline(never)]
+fn register_slow(kvm: &Kvm, node: &Node) -> Result {
+    let _guard = guard::enter();
+    let may_be_linked = node.may_be_linked(&kvm.lock_mmu());
+    if may_be_linked {
+        vm::for_each(|kvm, _| {
+            let mmu = kvm.lock_mmu();
+            if Notifiers::contains(&mmu, node) || vm::has_client_node(&mmu, node) {
+                return Err(EEXIST);
+            }
+            Ok(())
+        })?;
+    }
     vm::find_or_create(kvm)?;
-    let mut pinned = PINNED.lock();
-    // In the lock: `hand_over_all` finds whoever got one.
-    let pin = ModulePin::get()?;
-    pinned.reserve(1, GFP_KERNEL)?;
-    // Upstream does not ask for a zeroed node, so its link says nothing about other lists.
-    if pinned.iter().any(|entry| entry.node == node.address()) {
-        return Err(EEXIST);
+    link(kvm, node, may_be_linked)
+}
+
+/// Registers a notifier, if nothing has to be allocated (`ENOMEM`), and if it is plain that no list has
+/// it (`EEXIST`), or somebody has `looked`.
+#[inline(always)]
+fn link(kvm: &Kvm, node: &Node, looked: bool) -> Result {
+    let mmu = kvm.lock_mmu();
+    if node.may_be_linked(&mmu) {
+        if !looked {
+            return Err(EEXIST);
+        }
+        // Somebody else may have registered it since.
+        if Notifiers::contains(&mmu, node) {
+            return Err(EEXIST);
+        }
     }
-    // SAFETY: It is in the list of no other VM: not through us, and that it is not since before insmod,
-    // and is not the node of a client that is registered, is the contract of the C API.
-    if !unsafe { Notifiers::of(kvm).insert(node) } {
-        return Err(EEXIST);
+    // Where there is one that C has not registered, the VM is known, and pins us.
+    if provider::enabled_by_c(kvm) || !Notifiers::of(kvm).any() {
+        prepare(&mmu)?;
     }
-    pinned.push_within_capacity(Pinned {
-        kvm: kvm.key(),
-        node: node.address(),
-    })?;
-    // SAFETY: The caller has a reference.
-    unsafe { kvm.get() };
-    pin.keep();
+    // SAFETY: The notifier is in no list of a VM that we know: that it was not registered before insmod,
+    // and is not being registered with another VM at this moment, is the contract of the C API. The
+    // caller has a reference to the VM; nobody gives back the one taken here before the lock is
+    // released.
+    unsafe {
+        Notifiers::insert(&mmu, node);
+        kvm.get();
+    }
     Ok(())
+}
+
+/// Prepares the VM that is locked for its first notifier.
+#[inline(always)]
+fn prepare(mmu: &MmuWrite<'_>) -> Result {
+    let vm = vm::find_or_claim(mmu).ok_or(ENOMEM)?;
+    if provider::enabled_by_c(mmu.kvm()) {
+        return Ok(());
+    }
+    vm.pin(mmu)
 }
 
 /// Unregisters a notifier, whoever registered it (`kvm_page_track_unregister_notifier()`).
@@ -90,26 +106,19 @@ pub(crate) fn register(kvm: &Kvm, node: &Node) -> Result {
 /// When it returns no callback of it runs. Sleeps; not to be called from a callback. A notifier that
 /// is not registered is ignored.
 pub(crate) fn unregister(kvm: &Kvm, node: &Node) {
-    let notifiers = Notifiers::of(kvm);
-    // What C registered before insmod has no pin of ours, but a reference to the VM all the same.
-    let mut pin = None;
-    {
-        let mut pinned = PINNED.lock();
-        if !notifiers.remove(node) {
+    let pin = {
+        let mmu = kvm.lock_mmu();
+        if !Notifiers::remove(&mmu, node) {
             return;
         }
-        let entry = Pinned {
-            kvm: kvm.key(),
-            node: node.address(),
-        };
-        if let Some(i) = pinned.iter().position(|p| *p == entry) {
-            // It is there, so this does not fail.
-            pinned.remove(i).ok();
-            // SAFETY: The registration kept a pin, and its record has just been taken out.
-            pin = Some(unsafe { ModulePin::take_back() });
+        // If C has started to track the VM as we came, it takes back whoever is left.
+        if Notifiers::of(kvm).any() && !provider::enabled_by_c(kvm) {
+            None
+        } else {
+            vm::find(kvm).and_then(|vm| vm.unpin(&mmu))
         }
-    }
-    notifiers.synchronize();
+    };
+    Notifiers::of(kvm).synchronize();
     // SAFETY: Registering took a reference, here or in C, and the node has been taken out by us and
     // nobody else. `kvm` is not used afterwards.
     unsafe { kvm.put() };
@@ -118,11 +127,12 @@ pub(crate) fn unregister(kvm: &Kvm, node: &Node) {
 
 /// Waits for callbacks that run without a guard. Sleeps.
 ///
-/// There are some if the module is unloaded by force: else nobody is registered through us any more, and
-/// who was has waited. To be called when no event comes any more, but VMs that die still do.
+/// There are some if the module is unloaded by force, or if C has started to track a VM as we came: else
+/// nobody is registered any more in a VM whose notifiers ever pinned us, and who was has waited. To be
+/// called when no event comes any more, but VMs that die still do.
 pub(crate) fn drain() {
     vm::for_each(|kvm, vm| {
-        if is_pinned_by(kvm) || vm.has_clients() {
+        if (vm.has_ever_pinned() && Notifiers::of(kvm).any()) || vm.has_clients() {
             kvm.synchronize();
         }
         Ok(())
@@ -131,20 +141,17 @@ pub(crate) fn drain() {
     .ok();
 }
 
-/// Whether a notifier of a VM was registered through us.
-pub(crate) fn is_pinned_by(kvm: &Kvm) -> bool {
-    PINNED.lock().iter().any(|entry| entry.kvm == kvm.key())
-}
-
-/// Frees the memory of the list, at module exit.
-pub(crate) fn exit() {
-    *PINNED.lock() = KVec::new();
-}
-
 /// Hands every VM with notifiers that pin us over to C, if C can track, before a forced unload. Sleeps.
 pub(crate) fn hand_over_all() {
-    vm::for_each(|kvm, _| {
-        if is_pinned_by(kvm) {
+    vm::for_each(|kvm, vm| {
+        // `prepare` makes the entry before it asks whether we are going away, and says under the lock that
+        // it has pinned us; we are said to be going away before we look for entries. So whoever got a
+        // pin is found here.
+        let pins = {
+            let _mmu = kvm.lock_mmu();
+            vm.pins()
+        };
+        if pins {
             pr_warn!(
                 "unloaded by force while a notifier of the VM of process {} is registered\n",
                 kvm.userspace_pid()
@@ -166,6 +173,10 @@ pub(crate) fn hand_over_all() {
 /// As [`register`].
 pub(crate) fn register_client(kvm: &Kvm, client: &Client) -> Result {
     check(kvm)?;
+    // Before anything is made for it.
+    if client.is_linked(&kvm.lock_mmu()) {
+        return Err(EEXIST);
+    }
     let pin = ModulePin::get()?;
     let vm = vm::find_or_create(kvm)?;
     // Before the client can be found, hence unregistered.
@@ -275,9 +286,8 @@ fn tell_clients(section: Section<'_>, gpa: Gpa, written: Written) {
 
 /// The notifiers of a VM, if they can be called without a guard.
 ///
-/// They can if they were registered through us: who is registered pins the module, and [`drain`] waits
-/// for the rest. What C registered before insmod pins nothing. Nor can they where locks sleep: then so
-/// may the look at who owns a count.
+/// They can if C has not tracked the VM before us: then they pin the module, and [`drain`] waits for the
+/// rest. Nor can they where locks sleep: then so may the look at who owns a count.
 #[inline(always)]
 fn unguarded(section: Section<'_>) -> Option<Nodes<'_, Node>> {
     provider::notifiers_in(section).filter(|_| !guard::LOCKS_SLEEP)

@@ -67,9 +67,27 @@ impl Node {
         unsafe { ptr.cast().as_ref() }
     }
 
-    /// What the list of registered nodes knows it by.
-    pub(crate) fn address(&self) -> usize {
+    fn address(&self) -> usize {
         self.0.get() as usize
+    }
+
+    /// Whether the node may be in a list, of whatever VM.
+    ///
+    /// What is linked points back to what points to it, with an address in the kernel's half of the
+    /// address space. Upstream does not ask for a zeroed node: what was never linked may have such an
+    /// address there by chance. What has been zeroed, or taken out of a list, has none.
+    #[inline(always)]
+    pub(crate) fn may_be_linked(&self, _: &MmuWrite<'_>) -> bool {
+        const HIGHEST_BYTE: usize = size_of::<usize>() - 1;
+        // SAFETY: By the type invariant. The machine is little-endian.
+        let highest = unsafe {
+            addr_of!((*self.link()).pprev)
+                .cast::<u8>()
+                .add(HIGHEST_BYTE)
+                .read_volatile()
+        };
+        // helpers.c asserts that LIST_POISON2 is no such address.
+        highest == 0xff
     }
 
     fn link(&self) -> *mut bindings::hlist_node {
@@ -120,11 +138,10 @@ impl Client {
         unsafe { Node::from_ptr(NonNull::new_unchecked(addr_of_mut!((*self.0.get()).node))) }
     }
 
-    /// Whether the client is in a list, of whatever VM. Clients are zeroed before their first
-    /// registration, so their link can be trusted.
-    pub(crate) fn is_linked(&self, _: &MmuWrite<'_>) -> bool {
-        // SAFETY: By the type invariant.
-        unsafe { bindings::kpt_hlist_linked(self.node().link()) }
+    /// Whether the client is in a list, of whatever VM: clients are zeroed before their first
+    /// registration.
+    pub(crate) fn is_linked(&self, mmu: &MmuWrite<'_>) -> bool {
+        self.node().may_be_linked(mmu)
     }
 
     /// Whether the client can follow a moved memslot.
@@ -175,7 +192,12 @@ impl<'a> Head<'a> {
         First(unsafe { addr_of!((*self.head).first).read_volatile() })
     }
 
-    fn contains(self, node: &Node, _: &MmuWrite<'_>) -> bool {
+    /// Whether a node is in the list.
+    ///
+    /// # Safety
+    ///
+    /// The lock is that of the VM that the list belongs to.
+    pub(crate) unsafe fn contains(self, node: &Node, _: &MmuWrite<'_>) -> bool {
         let mut found = false;
         // SAFETY: The token proves that `mmu_lock` is held for write: nobody is unregistered.
         let nodes = unsafe { Nodes::<Node>::new(self.first()) };
@@ -186,19 +208,28 @@ impl<'a> Head<'a> {
         found
     }
 
-    /// Adds a node. False if it is there already.
+    /// Adds a node.
     ///
     /// # Safety
     ///
-    /// The node is in no other list, and stays valid until [`Head::remove`] and then the end of the
-    /// read sections in which the list is read. The lock is that of the VM that the list belongs to.
-    pub(crate) unsafe fn insert(self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
-        if self.contains(node, mmu) {
-            return false;
+    /// The node is in no list, and stays valid until [`Head::remove`] and then the end of the read
+    /// sections in which the list is read. The lock is that of the VM that the list belongs to.
+    #[inline(always)]
+    pub(crate) unsafe fn insert(self, node: &Node, _: &MmuWrite<'_>) {
+        // SAFETY: The node is valid and in no list, and writers are excluded; the first node is valid,
+        // being in the list. Readers see a node whose callbacks, which the caller in C has set, and whose
+        // link onwards are set: volatile stores keep their order, and come after what was stored before
+        // the call; and stores keep theirs on x86, the only architecture of this module.
+        unsafe {
+            let (link, place) = (node.link(), addr_of_mut!((*self.head).first));
+            let next = place.read_volatile();
+            addr_of_mut!((*link).next).write_volatile(next);
+            addr_of_mut!((*link).pprev).write_volatile(place);
+            place.write_volatile(link);
+            if !next.is_null() {
+                addr_of_mut!((*next).pprev).write_volatile(addr_of_mut!((*link).next));
+            }
         }
-        // SAFETY: The node is valid and in no list, and writers are excluded.
-        unsafe { bindings::kpt_hlist_add_head_rcu(node.link(), self.head) };
-        true
     }
 
     /// Takes a node out. False if it is not there.
@@ -207,7 +238,8 @@ impl<'a> Head<'a> {
     ///
     /// The lock is that of the VM that the list belongs to.
     pub(crate) unsafe fn remove(self, node: &Node, mmu: &MmuWrite<'_>) -> bool {
-        if !self.contains(node, mmu) {
+        // SAFETY: The caller's promise.
+        if !unsafe { self.contains(node, mmu) } {
             return false;
         }
         // SAFETY: The node is in the list, and writers are excluded.
@@ -353,9 +385,10 @@ impl<T: Linked> NotifierList<T> {
         }
     }
 
+    /// The head, for what [`Head`] can do.
     #[inline(always)]
-    fn head(&self) -> Head<'_> {
-        // SAFETY: Part of `self`; `insert` links nothing else.
+    pub(crate) fn head(&self) -> Head<'_> {
+        // SAFETY: Part of `self`; nothing else is linked (the contract of `NotifierList::insert`).
         unsafe { Head::new(self.head.get()) }
     }
 
@@ -375,12 +408,13 @@ impl<T: Linked> NotifierList<T> {
         unsafe { (*self.head.get()).first = core::ptr::null_mut() };
     }
 
-    /// Adds a node. False if it is there already.
+    /// Adds a node.
     ///
     /// # Safety
     ///
     /// As [`Head::insert`], and the list does not move before the node is removed.
-    pub(crate) unsafe fn insert(&self, node: &T, mmu: &MmuWrite<'_>) -> bool {
+    #[inline(always)]
+    pub(crate) unsafe fn insert(&self, node: &T, mmu: &MmuWrite<'_>) {
         // SAFETY: The caller's promise; the rest is the invariant of `Node`.
         unsafe { self.head().insert(node.node(), mmu) }
     }
@@ -424,8 +458,12 @@ mod tests {
     }
 
     fn insert(list: &NotifierList<Client>, client: &Client, mmu: &MmuWrite<'_>) -> bool {
-        // SAFETY: The tests put a client into one list only.
-        !client.is_linked(mmu) && unsafe { list.insert(client, mmu) }
+        if client.is_linked(mmu) {
+            return false;
+        }
+        // SAFETY: It is in no list, and nobody else knows this one.
+        unsafe { list.insert(client, mmu) };
+        true
     }
 
     fn remove(list: &NotifierList<Client>, client: &Client, mmu: &MmuWrite<'_>) -> bool {
@@ -485,6 +523,23 @@ mod tests {
             assert!(remove(list, a, mmu));
             assert!(insert(&other, a, mmu));
             assert!(remove(&other, a, mmu));
+        });
+    }
+
+    #[test]
+    fn what_is_in_no_list_does_not_look_linked() {
+        with_clients(|list, a, _, mmu| {
+            assert!(!a.is_linked(mmu));
+            assert!(insert(list, a, mmu));
+            assert!(a.is_linked(mmu));
+            // What is left there is LIST_POISON2.
+            assert!(remove(list, a, mmu));
+            assert!(!a.is_linked(mmu));
+            for (byte, linked) in [(0x00, false), (0x5a, false), (0x6b, false), (0xff, true)] {
+                // SAFETY: The client is in no list.
+                unsafe { a.node().link().write_bytes(byte, 1) };
+                assert_eq!(a.is_linked(mmu), linked);
+            }
         });
     }
 

@@ -64,10 +64,7 @@ struct PageTrack {
 impl kernel::Module for PageTrack {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         // SAFETY: Module init runs once, and these are its first statements.
-        unsafe {
-            vm::init();
-            notifier::init();
-        }
+        unsafe { vm::init() };
         kvm_functions::connect()?;
         if let Err(e) = mmu_hooks::attach() {
             // SAFETY: Nothing is attached any more, and no other module has found our symbols.
@@ -97,7 +94,6 @@ impl Drop for PageTrack {
         // SAFETY: Every hook is detached and drained, and a module that uses our symbols would have
         // kept us from being unloaded.
         unsafe { vm::clear() };
-        notifier::exit();
         pr_info!("detached from kvm.ko: {}\n", provider::DETACHED);
     }
 }

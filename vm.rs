@@ -10,11 +10,12 @@
 //! The table is looked up without a lock. Its memory is freed when the module goes, not before: the
 //! entry of a VM that is destroyed is used again, for another that belongs to the same chain. So a
 //! look at an entry of another VM, which may be destroyed at that moment, reads an entry all the
-//! same, and sees that it is another's.
+//! same, and sees that it is another's. An entry becomes a VM's under the `mmu_lock` of that VM.
 
-use crate::inline_atomic::load;
-use crate::kvm::{hash_64, Kvm, Section};
-use crate::notifier_list::{Client, Nodes, NotifierList};
+use crate::inline_atomic::{claim, load, store};
+use crate::kvm::{hash_64, Kvm, MmuWrite, Section};
+use crate::module_pin::ModulePin;
+use crate::notifier_list::{Client, Node, Nodes, NotifierList};
 use crate::provider::Place;
 use core::ptr::NonNull;
 use kernel::prelude::*;
@@ -35,17 +36,25 @@ pub(crate) struct Vm {
     pub(crate) events: Atomic<u64>,
     /// The task that is inside a `track_move_region` callback, or 0.
     mover: Atomic<usize>,
+    /// Whether the VM's notifiers pin the module: [`NEVER`], [`NOW`] or [`BEFORE`]. Changes under
+    /// `mmu_lock`, or when the VM is destroyed.
+    pinned: Atomic<usize>,
 }
+
+const NEVER: usize = 0;
+const NOW: usize = 1;
+/// They did, and no more.
+const BEFORE: usize = 2;
 
 /// A power of two.
 const CHAINS: usize = 256;
 
-/// The address of the newest entry of each chain, or 0. Changes under [`CREATE`].
+/// The address of the newest entry of each chain, or 0. Changes under [`GROW`].
 static CHAIN: [Atomic<usize>; CHAINS] = [const { Atomic::new(0) }; CHAINS];
 
 global_lock! {
     // SAFETY: Initialised in `init` before anything else uses it.
-    unsafe(uninit) static CREATE: Mutex<()> = ();
+    unsafe(uninit) static GROW: Mutex<()> = ();
 }
 
 global_lock! {
@@ -64,30 +73,36 @@ static CLIENTS: Atomic<usize> = Atomic::new(0);
 pub(crate) unsafe fn init() {
     // SAFETY: The caller's promise.
     unsafe {
-        CREATE.init();
+        GROW.init();
         KEEP.init();
     }
 }
 
 impl Vm {
-    fn new(key: usize, next: usize) -> Self {
+    /// An entry of nobody.
+    fn new(next: usize) -> Self {
         Self {
-            key: Atomic::new(key),
+            key: Atomic::new(0),
             next,
             notifiers: Place::new(),
             clients: NotifierList::new(),
             events: Atomic::new(0),
             mover: Atomic::new(0),
+            pinned: Atomic::new(NEVER),
         }
     }
 
     /// Adds a client. False if it is in a list already.
     pub(crate) fn insert_client(&self, client: &Client) -> bool {
         let mmu = self.kvm().lock_mmu();
+        if client.is_linked(&mmu) {
+            return false;
+        }
         // SAFETY: The lock is that of the VM. The client is in no list: it has just been asked, and
         // that it is not registered with another VM meanwhile is up to its owner. An entry does not
         // move.
-        !client.is_linked(&mmu) && unsafe { self.clients.insert(client, &mmu) }
+        unsafe { self.clients.insert(client, &mmu) };
+        true
     }
 
     /// Takes a client out. False if it is not there.
@@ -104,6 +119,40 @@ impl Vm {
     /// Whether there is a client. A hint: nothing keeps it.
     pub(crate) fn has_clients(&self) -> bool {
         !self.clients.first().is_none()
+    }
+
+    /// Pins the module, unless the VM's notifiers do already.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if the module is going away.
+    #[inline(always)]
+    pub(crate) fn pin(&self, _: &MmuWrite<'_>) -> Result {
+        if load(&self.pinned) != NOW {
+            ModulePin::get()?.keep();
+            store(&self.pinned, NOW);
+        }
+        Ok(())
+    }
+
+    /// Takes that back, if they do.
+    pub(crate) fn unpin(&self, _: &MmuWrite<'_>) -> Option<ModulePin> {
+        if load(&self.pinned) != NOW {
+            return None;
+        }
+        store(&self.pinned, BEFORE);
+        // SAFETY: `pin` kept one, and has just been told so.
+        Some(unsafe { ModulePin::take_back() })
+    }
+
+    /// Whether the VM's notifiers pin the module. Without the lock a hint.
+    pub(crate) fn pins(&self) -> bool {
+        load(&self.pinned) == NOW
+    }
+
+    /// Whether they do or ever did. Without the lock a hint.
+    pub(crate) fn has_ever_pinned(&self) -> bool {
+        load(&self.pinned) != NEVER
     }
 
     /// This task is about to call `track_move_region` callbacks. It holds `slots_arch_lock`, so no
@@ -175,14 +224,39 @@ fn chain(key: usize) -> &'static Atomic<usize> {
     &CHAIN[hash_64(key as u64, CHAINS.ilog2())]
 }
 
-/// The first entry with a key, of somebody (`key`) or of nobody (0), in the chain of `of`.
+/// The entry at an address.
+///
+/// # Safety
+///
+/// The address is from [`CHAIN`] or from an entry's `next`.
 #[inline(always)]
-fn search(of: usize, key: usize) -> Option<&'static Vm> {
-    let mut next = load(chain(of));
+unsafe fn entry(address: usize) -> Option<&'static Vm> {
     // SAFETY: What is in a chain is the address of an entry, which is written before it is linked and
     // freed by `clear` only, when no other user of the module is left. The links do not change.
-    while let Some(vm) = unsafe { (next as *const Vm).as_ref() } {
-        if load(&vm.key) == key {
+    unsafe { (address as *const Vm).as_ref() }
+}
+
+/// The entries of a chain, from the newest on.
+#[inline(always)]
+fn entries(chain: &Atomic<usize>) -> impl Iterator<Item = &'static Vm> {
+    // SAFETY: From a chain and from an entry.
+    unsafe { core::iter::successors(entry(load(chain)), |vm| entry(vm.next)) }
+}
+
+/// Whether a node is that of a client of the VM that is locked.
+pub(crate) fn has_client_node(mmu: &MmuWrite<'_>, node: &Node) -> bool {
+    // SAFETY: The lock is that of the VM.
+    find(mmu.kvm()).is_some_and(|vm| unsafe { vm.clients.head().contains(node, mmu) })
+}
+
+/// What the module knows of a VM. Any context.
+#[inline(always)]
+pub(crate) fn find(kvm: &Kvm) -> Option<&Vm> {
+    // A loop of its own: the event path, which does not look at the link of the entry that it wants.
+    let mut next = load(chain(kvm.key()));
+    // SAFETY: From a chain, and then from an entry.
+    while let Some(vm) = unsafe { entry(next) } {
+        if load(&vm.key) == kvm.key() {
             return Some(vm);
         }
         next = vm.next;
@@ -190,10 +264,20 @@ fn search(of: usize, key: usize) -> Option<&'static Vm> {
     None
 }
 
-/// What the module knows of a VM. Any context.
+/// The entry of the VM that is locked: its own, or an unused one, if there is either.
 #[inline(always)]
-pub(crate) fn find(kvm: &Kvm) -> Option<&Vm> {
-    search(kvm.key(), kvm.key())
+pub(crate) fn find_or_claim<'k>(mmu: &MmuWrite<'k>) -> Option<&'k Vm> {
+    let key = mmu.kvm().key();
+    let mut unused = None;
+    for vm in entries(chain(key)) {
+        match load(&vm.key) {
+            0 => unused = Some(vm),
+            k if k == key => return Some(vm),
+            _ => (),
+        }
+    }
+    // Nobody else claims one for this VM meanwhile, but perhaps this one for another VM.
+    unused.filter(|vm| claim(&vm.key, 0, key))
 }
 
 /// The same for a VM whose lists are to be read.
@@ -220,26 +304,20 @@ pub(crate) fn find_or_create(kvm: &Kvm) -> Result<&Vm> {
 
 #[inline(never)]
 fn create(kvm: &Kvm) -> Result<&Vm> {
-    let key = kvm.key();
-    let _create = CREATE.lock();
-    if let Some(vm) = find(kvm) {
-        return Ok(vm);
-    }
-    if let Some(free) = search(key, 0) {
-        // Empty, unless somebody gave back a reference that was not theirs.
-        // SAFETY: The entry is nobody's, and the lock keeps others from making it theirs.
-        unsafe {
-            free.notifiers.forget();
-            free.clients.forget();
+    create_with(kvm, || kvm.lock_mmu())
+}
+
+fn create_with<'k>(kvm: &'k Kvm, lock: impl Fn() -> MmuWrite<'k>) -> Result<&'k Vm> {
+    loop {
+        if let Some(vm) = find_or_claim(&lock()) {
+            return Ok(vm);
         }
-        free.events.store(0, Relaxed);
-        free.key.store(key, Release);
-        return Ok(free);
+        // (Tasks that do this for one VM at the same time leave unused entries behind.)
+        let _grow = GROW.lock();
+        let chain = chain(kvm.key());
+        let entry = KBox::new(Vm::new(chain.load(Relaxed)), GFP_KERNEL)?;
+        chain.store(KBox::into_raw(entry) as usize, Release);
     }
-    let chain = chain(key);
-    let entry = KBox::new(Vm::new(key, chain.load(Relaxed)), GFP_KERNEL)?;
-    chain.store(KBox::into_raw(entry) as usize, Release);
-    find(kvm).ok_or(ENOMEM)
 }
 
 /// Forgets a VM that is being destroyed.
@@ -255,6 +333,15 @@ pub(crate) unsafe fn destroyed(kvm: &Kvm) {
     }
     let _keep = KEEP.lock();
     if let Some(vm) = find(kvm) {
+        // Both are empty, unless somebody gave back a reference that was not theirs.
+        // SAFETY: The VM has no users left, and the lock excludes who looks at all entries.
+        unsafe {
+            vm.notifiers.forget();
+            vm.clients.forget();
+        }
+        vm.events.store(0, Relaxed);
+        // If they still pin the module, it stays pinned: whoever registered them has yet to call us.
+        store(&vm.pinned, NEVER);
         vm.key.store(0, Release);
     }
 }
@@ -265,15 +352,10 @@ pub(crate) unsafe fn destroyed(kvm: &Kvm) {
 /// references ([`Kvm::get`]).
 pub(crate) fn for_each(mut f: impl FnMut(&Kvm, &Vm) -> Result) -> Result {
     let _keep = KEEP.lock();
-    for first in &CHAIN {
-        let mut next = load(first);
-        // SAFETY: As in `search`.
-        while let Some(vm) = unsafe { (next as *const Vm).as_ref() } {
-            if load(&vm.key) != 0 {
-                // The lock keeps the VM: `destroyed` takes it before the VM's memory goes.
-                f(vm.kvm(), vm)?;
-            }
-            next = vm.next;
+    for vm in CHAIN.iter().flat_map(entries) {
+        if load(&vm.key) != 0 {
+            // The lock keeps the VM: `destroyed` takes it before the VM's memory goes.
+            f(vm.kvm(), vm)?;
         }
     }
     Ok(())
@@ -285,13 +367,13 @@ pub(crate) fn for_each(mut f: impl FnMut(&Kvm, &Vm) -> Result) -> Result {
 ///
 /// Every hook is detached and drained, and no other module can call this one.
 pub(crate) unsafe fn clear() {
-    let _create = CREATE.lock();
+    let _grow = GROW.lock();
     for first in &CHAIN {
         let mut next = first.load(Relaxed);
         first.store(0, Relaxed);
         while let Some(vm) = NonNull::new(next as *mut Vm) {
-            // SAFETY: From `KBox::into_raw()` in `create`, and by the caller's promise nobody uses it
-            // (design, section 5, rule 2).
+            // SAFETY: From `KBox::into_raw()` in `create_with`, and by the caller's promise nobody uses
+            // it (design, section 5, rule 2).
             let vm = unsafe { KBox::from_raw(vm.as_ptr()) };
             next = vm.next;
         }
@@ -304,26 +386,23 @@ mod tests {
     use super::*;
     use crate::kvm::unit::with_blank_vm;
 
-    fn entries() -> usize {
-        let mut n = 0;
-        for first in &CHAIN {
-            let mut next = first.load(Relaxed);
-            // SAFETY: As in `search`; KUnit runs when nothing else does.
-            while let Some(vm) = unsafe { (next as *const Vm).as_ref() } {
-                n += 1;
-                next = vm.next;
-            }
-        }
-        n
+    fn all() -> usize {
+        CHAIN.iter().flat_map(entries).count()
+    }
+
+    /// [`find_or_create`], for a VM whose lock cannot be taken.
+    fn made(kvm: &Kvm) -> &Vm {
+        // SAFETY: Nobody else knows the VM.
+        create_with(kvm, || unsafe { kvm.assume_mmu_locked() }).unwrap()
     }
 
     #[test]
     fn an_entry_lives_as_long_as_its_vm() {
         with_blank_vm(|kvm, _| {
             assert!(find(kvm).is_none());
-            let vm = find_or_create(kvm).unwrap();
+            let vm = made(kvm);
             assert!(core::ptr::eq(find(kvm).unwrap(), vm));
-            assert!(core::ptr::eq(find_or_create(kvm).unwrap(), vm));
+            assert!(core::ptr::eq(made(kvm), vm));
             assert!(core::ptr::eq(vm.kvm(), kvm));
             // SAFETY: The entry is not used any more.
             unsafe { destroyed(kvm) };
@@ -334,14 +413,16 @@ mod tests {
     #[test]
     fn an_entry_is_used_again() {
         with_blank_vm(|kvm, _| {
-            let vm = find_or_create(kvm).unwrap();
+            let vm = made(kvm);
             vm.events.store(7, Relaxed);
-            let before = entries();
+            let before = all();
+            let alone = entries(chain(kvm.key())).count() == 1;
             // SAFETY: The entry is not used any more.
             unsafe { destroyed(kvm) };
-            assert_eq!(entries(), before);
-            let again = find_or_create(kvm).unwrap();
-            assert_eq!(entries(), before);
+            assert_eq!(all(), before);
+            let again = made(kvm);
+            assert_eq!(all(), before);
+            assert!(core::ptr::eq(again, vm) || !alone);
             assert_eq!(again.events.load(Relaxed), 0);
             // SAFETY: As above.
             unsafe { destroyed(kvm) };
@@ -352,8 +433,8 @@ mod tests {
     fn every_vm_has_its_own() {
         with_blank_vm(|a, _| {
             with_blank_vm(|b, _| {
-                let of_a = find_or_create(a).unwrap();
-                let of_b = find_or_create(b).unwrap();
+                let of_a = made(a);
+                let of_b = made(b);
                 assert!(!core::ptr::eq(of_a, of_b));
                 let mut seen = 0;
                 for_each(|kvm, vm| {

@@ -14,7 +14,8 @@
  * Unregister waits for a grace period of kvm->srcu, as KVM does when memslots
  * change: it may be called with kvm->lock or kvm->slots_lock held, but not with a
  * lock that a vCPU takes in KVM_RUN, such as the mmap_lock of its process.
- * The caller keeps @kvm alive across the call (kvm_get_kvm()).
+ * The caller keeps @kvm alive across the call (kvm_get_kvm()), and does not
+ * register one notifier or client with two VMs at the same moment.
  *
  * Errors.  A refused call changes no count, no mapping and no registration.
  *

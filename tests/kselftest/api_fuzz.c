@@ -381,6 +381,7 @@ static void compare_all(void)
 {
 	struct kpt_vm_stats st, want = {};
 	struct kpt_counters c;
+	int refs = 1;	/* kpt_client */
 	u32 v, as, i;
 
 	for (v = 0; v < VMS; v++) {
@@ -393,6 +394,9 @@ static void compare_all(void)
 		want.rows++;
 		want.events += vm->events;
 		want.notifiers += registered(v, -1);
+		/* all notifiers of a VM have one, and every client has one */
+		refs += !!registered(v, KPT_NOTIFIER) + registered(v, KPT_CLIENT) +
+			registered(v, KPT_CLIENT_MOVE);
 		for (i = 0; i < WIN_PAGES; i++)
 			want.pages += !!vm->page[i].count;
 		for (as = 0; as < nr_as; as++)
@@ -424,9 +428,7 @@ static void compare_all(void)
 		same("moves", c.moves, nodes[i].moves);
 		same("running", c.running, 0);
 	}
-	same("references to the module", kpt_mod_refs("kvm_page_track"),
-	     1 + (int)(registered(0, -1) + registered(1, -1) +
-		       registered(2, -1) + registered(3, -1)));
+	same("references to the module", kpt_mod_refs("kvm_page_track"), refs);
 }
 
 /* Every notifier of @v that @type_mask names got exactly this event, nobody else any. */
@@ -629,9 +631,10 @@ static void do_register(void)
 	} else if (foreign) {
 		want = -ESRCH;
 	} else {
-		vms[v].known = true;
 		if (node->vm >= 0)
 			want = -EEXIST;
+		else
+			vms[v].known = true;
 	}
 	r = foreign ? register_in_child(&reg) : kpt_reg_full(kpt_dev, &reg);
 	result(r > 0 ? 0 : r, want);

@@ -126,11 +126,46 @@ static void *churn(void *arg)
 	return NULL;
 }
 
+/*
+ * The same in VMs that C has never tracked before insmod, so that a notifier pins
+ * the module: new ones all the time, since a call may reach C.
+ */
+static volatile u64 fresh;
+
+static void *churn_fresh(void *arg)
+{
+	struct kpt_register reg = { .type = KPT_NOTIFIER, .id = -1 };
+	struct kvm_vm *new;
+	int id, i;
+	u32 users;
+
+	while (churning) {
+		new = vm_create_barebones();
+		users = kpt_inspect(new, 0, 0).users_count;
+		reg.vm_fd = new->fd;
+		for (i = 0; i < 10 && churning; i++) {
+			id = kpt_reg_full(kpt_stock, &reg);
+			if (id == -EAGAIN || id == -ENOSYS) {
+				usleep(1000);
+				continue;
+			}
+			TEST_ASSERT(id >= 0, "register: %d", id);
+			reg.id = id;
+			usleep(500);
+			KPT_OK(kpt_unreg(kpt_stock, id));
+			fresh++;
+		}
+		KPT_EQ(kpt_inspect(new, 0, 0).users_count, users);
+		kvm_vm_free(new);
+	}
+	return NULL;
+}
+
 static void under_calls(void)
 {
-	pthread_t thread, churner;
+	pthread_t thread, churner, second;
+	u64 before, fresh_before, refused = 0;
 	int i, k, r;
-	u64 before;
 
 	make(2000);
 	if (kpt_kvm_tracks()) {
@@ -141,22 +176,28 @@ static void under_calls(void)
 	churning = true;
 	pthread_create(&thread, NULL, run, NULL);
 	pthread_create(&churner, NULL, churn, NULL);
+	pthread_create(&second, NULL, churn_fresh, NULL);
 	for (i = 0; i < 3; i++) {
 		before = churned;
+		fresh_before = fresh;
 		kpt_attach();
-		for (k = 0; k < 100 && churned < before + 2; k++)
+		for (k = 0; k < 100 && (churned < before + 2 ||
+					fresh < fresh_before + 10); k++)
 			usleep(10000);
-		/* refused while the churn has one registered through us */
+		/* refused while the churn has one registered that pins us */
 		for (k = 0; k < 500; k++) {
 			r = kpt_mod_unload("kvm_page_track");
 			if (r != -EAGAIN)
 				break;
+			refused++;
 			usleep(3000);
 		}
 		KPT_OK(r);
 	}
+	printf("# %lu unloads refused, %lu registrations in new VMs\n", refused, fresh);
 	churning = false;
 	pthread_join(churner, NULL);
+	pthread_join(second, NULL);
 	finish(thread);
 	TEST_ASSERT(churned >= 3, "%lu rounds of calls", churned);
 	KPT_EQ(kpt_count(vm, KPT_GFN + 2), 0);

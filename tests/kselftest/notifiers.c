@@ -180,6 +180,45 @@ static void registered_already(void)
 	kvm_vm_free(other);
 }
 
+/* Upstream's notifiers need not be zeroed before they are registered. */
+static void never_zeroed(void)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = make(&vcpu, guest_code);
+	struct kvm_vm *other = vm_create_barebones();
+	struct kpt_register again, elsewhere;
+	int first = reg(vm, KPT_NOTIFIER, 0), id, i;
+
+	KPT_OK(kpt_add(vm, KPT_GFN + 1));
+	id = reg(vm, KPT_NOTIFIER, KPT_REG_DIRTY);
+	again = (struct kpt_register) {
+		.vm_fd = vm->fd, .type = KPT_NOTIFIER, .id = id,
+		.flags = KPT_REG_DIRTY,
+	};
+	elsewhere = again;
+	elsewhere.vm_fd = other->fd;
+	for (i = 1; i <= 3; i++) {
+		write_page(vcpu, 1);
+		KPT_EQ(kpt_counters(kpt_dev, id).writes, i);
+		KPT_REFUSED(vm, KPT_GFN + 1, kpt_reg_full(kpt_dev, &again), EEXIST);
+		KPT_ERR(kpt_reg_full(kpt_dev, &elsewhere), EEXIST);
+		KPT_OK(kpt_unreg(kpt_dev, id));
+		/* rubbish again */
+		KPT_EQ(kpt_reg_full(kpt_dev, &again), id);
+	}
+	KPT_OK(kpt_unreg(kpt_dev, id));
+	/* as the only one of its VM */
+	KPT_EQ(kpt_reg_full(kpt_dev, &elsewhere), id);
+	KPT_ERR(kpt_reg_full(kpt_dev, &again), EEXIST);
+	KPT_OK(kpt_unreg(kpt_dev, id));
+	write_page(vcpu, 1);
+	KPT_EQ(kpt_counters(kpt_dev, id).writes, 3);
+	KPT_EQ(kpt_counters(kpt_dev, first).writes, 4);
+	KPT_OK(kpt_unreg(kpt_dev, first));
+	kvm_vm_free(vm);
+	kvm_vm_free(other);
+}
+
 static void another_process(void)
 {
 	struct kvm_vcpu *vcpu;
@@ -561,6 +600,7 @@ static const struct kpt_test tests[] = {
 	{ "several notifiers on one VM", several_on_one_vm },
 	{ "two VMs", two_vms },
 	{ "registered already: -EEXIST", registered_already },
+	{ "a notifier that was never zeroed", never_zeroed },
 	{ "not the VM's process: -ESRCH", another_process },
 	{ "NULL arguments: -EINVAL", null_arguments },
 	{ "callbacks that add and remove pages", callbacks_that_call },

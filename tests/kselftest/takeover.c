@@ -145,6 +145,50 @@ static void undone_by_us(void)
 	kvm_vm_free(vm);
 }
 
+/*
+ * Where C is prepared to track, it takes over whoever was registered meanwhile:
+ * they pin nothing either.
+ */
+static void registered_beside_c(void)
+{
+	u32 users;
+	int a, b, c;
+
+	kpt_need_c_tracker();
+	make();
+	users = kpt_inspect(vm, 0, 0).users_count;
+	a = reg();
+	kpt_attach();
+	b = reg();
+	KPT_EQ(kpt_inspect(vm, 0, 0).users_count, users + 2);
+	KPT_EQ(kpt_mod_refs("kvm_page_track"), 0);
+	KPT_EQ(kpt_debugfs_vm(getpid()).notifiers, 2);
+	KPT_OK(kpt_add(vm, KPT_GFN + 1));
+	write_page(1, 2);
+	kpt_detach();
+	write_page(1, 2);
+	KPT_OK(kpt_unreg(kpt_dev, a));
+	write_page(1, 1);
+	kpt_attach();
+	write_page(1, 1);
+	KPT_OK(kpt_unreg(kpt_dev, b));
+	write_page(1, 0);
+	/* the first one again, in a VM that C goes on to be prepared for */
+	KPT_EQ(kpt_inspect(vm, 0, 0).list_empty, 1);
+	KPT_EQ(kpt_inspect(vm, 0, 0).users_count, users);
+	c = reg();
+	KPT_EQ(kpt_mod_refs("kvm_page_track"), 0);
+	write_page(1, 1);
+	kpt_detach();
+	write_page(1, 1);
+	KPT_OK(kpt_remove(vm, KPT_GFN + 1));
+	write_page(1, 0);
+	KPT_OK(kpt_unreg(kpt_dev, c));
+	KPT_EQ(kpt_inspect(vm, 0, 0).users_count, users);
+	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).slot_sum, 0);
+	kvm_vm_free(vm);
+}
+
 static void notifier_through_us_refuses_rmmod(void)
 {
 	int id, other;
@@ -357,6 +401,8 @@ static const struct kpt_test tests[] = {
 	{ "tracked through C before insmod, and through us before rmmod",
 	  tracked_before_insmod },
 	{ "registered through C, undone by us", undone_by_us },
+	{ "registered through us beside C, served by C after rmmod",
+	  registered_beside_c },
 	{ "a notifier registered through us refuses rmmod",
 	  notifier_through_us_refuses_rmmod },
 	{ "tracked through us, served by C after rmmod", tracked_through_us },

@@ -82,6 +82,7 @@ enum kpt_node_type {
 #define KPT_REG_MOVE_CALLS	(1U << 3)
 #define KPT_REG_NULL_KVM	(1U << 4)	/* pass kvm = NULL */
 #define KPT_REG_NULL_NODE	(1U << 5)	/* pass a NULL notifier or client */
+#define KPT_REG_DIRTY		(1U << 6)	/* of a notifier: rubbish in its link */
 
 /**
  * struct kpt_register - register a notifier

