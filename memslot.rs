@@ -230,20 +230,18 @@ pub(crate) fn may_have_external(vcpu: VcpuSection<'_>, gfn: Gfn) -> Option<bool>
 /// Whether somebody outside KVM tracks a page of address space 0, where external adds go; or nothing if
 /// KVM has some shadow page that may be of this page: only `mmu_lock` makes sure then.
 ///
-/// If it has none, the count is not KVM's. Should KVM take its count off the page just before that, and
-/// put one on it just afterwards, the answer may be yes though the count is KVM's; it is never no
-/// though somebody else's is part of it.
+/// If it has none, no count is KVM's. Should KVM put one on the page just then, before the count is
+/// looked at, the answer may be yes though the count is KVM's; it is never no though somebody else's is
+/// part of it.
 #[inline(always)]
 fn external(vcpu: VcpuSection<'_>, page: Page<'_>) -> Option<bool> {
-    if page.count() == 0 {
-        return Some(false);
-    }
     // Not `has_shadow_page_tables`: KVM takes the last shadow page off that before it takes it off
-    // the count.
-    match vcpu.may_shadow(page.gfn()) {
-        None => Some(true),
-        Some(true) => None,
-        Some(false) => Some(page.count() != 0),
+    // the count. And this first: KVM takes a page off the count before it unlinks it, so a count that is
+    // seen after an empty bucket was not KVM's when that was looked at.
+    let shadowed = vcpu.may_shadow(page.gfn());
+    match (page.count() != 0, shadowed) {
+        (true, Some(true)) => None,
+        (counted, _) => Some(counted),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::memslot;
 use crate::module_pin::ModulePin;
 use crate::notifier_list::{Client, Node, Nodes, Written};
 use crate::provider::{self, CSection, Notifiers};
-use crate::vm;
+use crate::vm::{self, VmSection};
 use kernel::prelude::*;
 
 /// What every registration checks first.
@@ -261,27 +261,29 @@ fn write_emulated_slow(vcpu: VcpuSection<'_>, gpa: Gpa, written: Written) {
 /// Tells of a write to a page that somebody outside KVM tracks.
 #[inline(never)] // scripts/check-indirect-calls.sh knows it by name
 fn tell_written(section: Section<'_>, gpa: Gpa, written: Written, notifiers: Nodes<'_, Node>) {
-    if notifiers.is_empty() {
-        return tell_clients(section, gpa, written);
-    }
-    notifiers.track_write(gpa, written);
-    if let Some(vm) = vm::find_in(section) {
-        vm.clients().track_write(gpa, written);
-        increment(&vm.vm().events);
+    match vm::find_in(section) {
+        Some(vm) if !notifiers.is_empty() && vm.clients().is_empty() => {
+            // Before they are called, so that nothing but the write is kept in registers meanwhile.
+            increment(&vm.vm().events);
+            notifiers.track_write(gpa, written);
+        }
+        vm => tell_all(vm, gpa, written, notifiers),
     }
 }
 
-/// The same where there is no notifier, and perhaps no client: others' VMs may have some.
+/// The same where there may be clients, or an entry could not be made.
 #[inline(never)] // as above
-fn tell_clients(section: Section<'_>, gpa: Gpa, written: Written) {
-    let Some(vm) = vm::find_in(section) else {
-        return;
-    };
-    let clients = vm.clients();
-    if !clients.is_empty() {
-        clients.track_write(gpa, written);
+fn tell_all(vm: Option<VmSection<'_>>, gpa: Gpa, written: Written, notifiers: Nodes<'_, Node>) {
+    if let Some(vm) = vm {
+        let clients = vm.clients();
+        if notifiers.is_empty() && clients.is_empty() {
+            // Others' VMs may have some.
+            return;
+        }
         increment(&vm.vm().events);
+        clients.track_write(gpa, written);
     }
+    notifiers.track_write(gpa, written);
 }
 
 /// The notifiers of a VM, if they can be called without a guard.

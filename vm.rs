@@ -23,7 +23,10 @@ use kernel::sync::atomic::{Atomic, Relaxed, Release};
 use kernel::sync::global_lock;
 
 /// The module's state of one VM.
+#[repr(C)]
 pub(crate) struct Vm {
+    /// Guest writes delivered, each counted once. The first field: its address is that of the entry.
+    pub(crate) events: Atomic<u64>,
     /// [`Kvm::key`], the address of the VM; 0 if the entry is nobody's.
     key: Atomic<usize>,
     /// The address of the next entry of the chain, or 0. Never changes.
@@ -32,8 +35,6 @@ pub(crate) struct Vm {
     pub(crate) notifiers: Place,
     /// Clients with `track_move_region`.
     clients: NotifierList<Client>,
-    /// Guest writes delivered, each counted once.
-    pub(crate) events: Atomic<u64>,
     /// The task that is inside a `track_move_region` callback, or 0.
     mover: Atomic<usize>,
     /// Whether the VM's notifiers pin the module: [`NEVER`], [`NOW`] or [`BEFORE`]. Changes under

@@ -95,8 +95,8 @@ int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
  *
  * track_write is called for pages that somebody outside KVM has added, no matter
  * who; not for emulated writes to others, nor for those that only KVM tracks
- * (its shadow page tables; but for a write just when KVM unshadows the page and
- * shadows it again).
+ * (its shadow page tables; but for a write just when KVM begins to shadow the
+ * page).
  *
  * Callbacks run in task context in a read section of kvm->srcu, without
  * kvm->mmu_lock, and may sleep, but not wait for a grace period of kvm->srcu.
