@@ -23,16 +23,20 @@ scripts/in-root.sh make --no-print-directory module tests-build >"$work/build.lo
 
 # try NAME MACHINE PROGRAMS FILE SUBSTITUTION: prints "noticed ..." or "FAIL ..."
 try() {
-	local name=$1 vm=$2 programs=$3 file=$4 change=$5 dir=$work/$1 p flavour=$KPT_FLAVOUR
+	local name=$1 vm=$2 programs=$3 file=$4 change=$5 dir=$work/$1 p part flavour=$KPT_FLAVOUR
 	[[ $vm != *@* ]] || flavour=${vm#*@}
 	mkdir -p "$dir/build"
 	git ls-files -z -co --exclude-standard | xargs -0 cp --parents -t "$dir" 2>/dev/null || true
 	cp -a build/tests build/module "$dir/build/"
-	perl -0pi -e "$change" "$dir/$file"
-	if cmp -s "$file" "$dir/$file"; then
-		echo "FAIL  $name: the substitution changes nothing"
-		return
-	fi
+	cp "$dir/$file" "$dir/before"
+	while IFS= read -r part; do
+		perl -0pi -e "$part" "$dir/$file"
+		if cmp -s "$dir/before" "$dir/$file"; then
+			echo "FAIL  $name: this changes nothing: $part"
+			return
+		fi
+		cp "$dir/$file" "$dir/before"
+	done < <(perl -e 'print join("\n", split(/;\s+(?=s\/)/, $ARGV[0])), "\n"' -- "$change")
 	for p in $programs; do
 		# a broken module may hang its machine
 		if KPT_FLAVOUR=$flavour KPT_LIMIT=${KPT_LIMIT:-240} T=$p VM=${vm%@*} \
