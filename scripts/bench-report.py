@@ -13,9 +13,21 @@ say by how much, and why.
 import argparse
 import json
 import os
+import re
 import statistics
 import sys
 
+# What costs more than in C on purpose: the rows, what for, and how much a call may.
+ON_PURPOSE = {
+    "a": (r"add: |remove: |kvm_page_track_(add|remove)_page: |register and first add|"
+          r"1,000 mapped pages: (add|remove), one by one",
+          "exact ownership of counts, which C lacks", 100),
+    "b": (r"register",
+          "a notifier that is registered already is refused; the first one of a VM pins the "
+          "module", None),
+    "c": (r"memslot: create|emulated write: untracked page, 0 notifiers",
+          "the way to the module and back, where there is nothing to do", None),
+}
 
 
 class Row:
@@ -57,6 +69,20 @@ class Row:
         if c == 0:
             return 1.0 if rust == 0 else None
         return round(rust / c, 4 if rust >= c / 100 else 6)
+
+    def more(self):
+        """How many instructions more Rust takes, if it does in every round."""
+        if self.unit != "insn" or not self.rounds["c"] or not self.rounds["rust"]:
+            return 0
+        if self.spread("rust")[0] <= self.spread("c")[1]:
+            return 0
+        return number(self.value("rust") - self.value("c"))
+
+    def marks(self):
+        return [m for m, (rows, _, _) in ON_PURPOSE.items() if re.match(rows, self.name)]
+
+    def show_more(self):
+        return f"+{show(self.more())} {' '.join(self.marks())}".rstrip() if self.more() else ""
 
     def result(self):
         r = {
@@ -107,17 +133,32 @@ def show_ratio(x):
 
 
 def table(rows):
-    lines = [("row", "unit", "C", "Rust", "Rust/C")]
+    lines = [("row", "unit", "C", "Rust", "Rust/C", "more")]
     for r in rows:
         mark = {i: "" if r.agrees(i) else "~" for i in ("c", "rust")}
         lines.append((r.name, r.unit, mark["c"] + show(r.value("c")),
-                      mark["rust"] + show(r.value("rust")), show_ratio(r.ratio())))
-    width = [max(len(line[i]) for line in lines) for i in range(5)]
+                      mark["rust"] + show(r.value("rust")), show_ratio(r.ratio()),
+                      r.show_more()))
+    width = [max(len(line[i]) for line in lines) for i in range(6)]
     for n, line in enumerate(lines):
-        print("  ".join(c.ljust(w) if i < 2 else c.rjust(w)
+        print("  ".join(c.ljust(w) if i in (0, 1, 5) else c.rjust(w)
                         for i, (c, w) in enumerate(zip(line, width))).rstrip())
         if n == 0:
             print("  ".join("-" * w for w in width))
+
+
+def purposes(rows):
+    marked = [r for r in rows if r.more() and r.marks()]
+    if marked:
+        print("\nMore than C in every round, for:")
+    for mark, (_, purpose, limit) in ON_PURPOSE.items():
+        of_mark = [r for r in marked if mark in r.marks()]
+        if not of_mark:
+            continue
+        alone = [r.more() / (1000 if r.name.startswith("1,000") else 1)
+                 for r in of_mark if r.marks() == [mark]]
+        most = f"; at most {show(number(max(alone)))} instructions a call" if alone else ""
+        print(f"  {mark}: {purpose}{most}" + (f" (allowed: {limit})" if limit else ""))
 
 
 def notes(rows):
@@ -166,6 +207,7 @@ def main():
         paging = "nested" if mode == "npt=1" else "shadow"
         print(f"\n{mode} ({paging} paging)")
         table(of_mode)
+        purposes(of_mode)
         notes(of_mode)
     print()
     summary(list(rows.values()))
