@@ -419,6 +419,34 @@ void kpt_run_done(struct kvm_vcpu *vcpu)
 		    "the guest is at stage %lu, not done", stage);
 }
 
+static u64 page;
+
+void kpt_write_guest(void)
+{
+	u64 i;
+
+	for (i = 1;; i++) {
+		*(volatile u64 *)(KPT_GVA + READ_ONCE(page) * 4096) = i;
+		GUEST_SYNC(i);
+	}
+}
+
+u64 kpt_write(struct kvm_vcpu *vcpu, u64 nr)
+{
+	return kpt_write_at(vcpu, nr, KPT_GPA + nr * 4096);
+}
+
+u64 kpt_write_at(struct kvm_vcpu *vcpu, u64 nr, u64 gpa)
+{
+	u64 v;
+
+	page = nr;
+	sync_global_to_guest(vcpu->vm, page);
+	TEST_ASSERT(kpt_run_sync(vcpu, &v), "the guest ended");
+	KPT_EQ(*(u64 *)addr_gpa2hva(vcpu->vm, gpa), v);
+	return v;
+}
+
 void kpt_need_hugepages(int n)
 {
 	const char *path =

@@ -177,6 +177,14 @@ bool kpt_run_sync(struct kvm_vcpu *vcpu, u64 *arg);
 /* Runs, the guest must do GUEST_SYNC(expected). */
 void kpt_run_to(struct kvm_vcpu *vcpu, u64 expected);
 void kpt_run_done(struct kvm_vcpu *vcpu);
+/*
+ * A guest that writes 1, 2, 3..., one with each kpt_write(), to the page of the
+ * test memory that this names; what it has written is returned.
+ */
+void kpt_write_guest(void);
+u64 kpt_write(struct kvm_vcpu *vcpu, u64 nr);
+/* The same where that page of KPT_GVA is mapped elsewhere. */
+u64 kpt_write_at(struct kvm_vcpu *vcpu, u64 nr, u64 gpa);
 /* Backing memory of 2 MiB pages for a test; skips if there is none. */
 void kpt_need_hugepages(int n);
 

@@ -14,19 +14,6 @@
 
 #define NPAGES	8
 
-/* Page cmd.page is written, value after value. */
-static u64 page;
-
-static void guest_code(void)
-{
-	u64 i;
-
-	for (i = 1;; i++) {
-		*(volatile u64 *)(KPT_GVA + READ_ONCE(page) * 4096) = i;
-		GUEST_SYNC(i);
-	}
-}
-
 /* Writes without pause until told to stop. */
 static u64 stop;
 
@@ -42,17 +29,6 @@ static void guest_storm(void)
 static struct kvm_vm *make(struct kvm_vcpu **vcpu, void *guest)
 {
 	return kpt_vm(vcpu, guest, NPAGES, VM_MEM_SRC_ANONYMOUS);
-}
-
-static u64 write_page(struct kvm_vcpu *vcpu, u64 nr)
-{
-	u64 v;
-
-	page = nr;
-	sync_global_to_guest(vcpu->vm, page);
-	TEST_ASSERT(kpt_run_sync(vcpu, &v), "the guest ended");
-	KPT_EQ(*(u64 *)addr_gpa2hva(vcpu->vm, KPT_GPA + nr * 4096), v);
-	return v;
 }
 
 static int reg(struct kvm_vm *vm, u32 type, u32 flags)
@@ -72,7 +48,7 @@ static void several_on_one_vm(void)
 	enum { N = ARRAY_SIZE(types) };
 	struct kpt_event ev[2 * N];
 	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm = make(&vcpu, guest_code);
+	struct kvm_vm *vm = make(&vcpu, kpt_write_guest);
 	int id[N], i, k, n, live, seen;
 	u64 v, value;
 
@@ -82,7 +58,7 @@ static void several_on_one_vm(void)
 
 	/* unregistered one after the other, from the middle outwards */
 	for (live = N; live >= 0; live--) {
-		v = write_page(vcpu, 1);
+		v = kpt_write(vcpu, 1);
 		n = kpt_events(kpt_dev, ev, 2 * N);
 		KPT_EQ(n, live);
 		for (i = 0; i < N; i++) {
@@ -117,7 +93,7 @@ static void several_on_one_vm(void)
 static void two_vms(void)
 {
 	struct kvm_vcpu *va, *vb;
-	struct kvm_vm *a = make(&va, guest_code), *b = make(&vb, guest_code);
+	struct kvm_vm *a = make(&va, kpt_write_guest), *b = make(&vb, kpt_write_guest);
 	int ia = reg(a, KPT_NOTIFIER, 0), ib = reg(b, KPT_CLIENT, 0);
 	int i;
 
@@ -126,11 +102,11 @@ static void two_vms(void)
 	KPT_EQ(kpt_count(a, KPT_GFN + 2), 0);
 	KPT_EQ(kpt_count(b, KPT_GFN + 1), 0);
 	for (i = 1; i <= 3; i++) {
-		write_page(va, 1);
-		write_page(va, 2);
-		write_page(vb, 1);
-		write_page(vb, 2);
-		write_page(vb, 2);
+		kpt_write(va, 1);
+		kpt_write(va, 2);
+		kpt_write(vb, 1);
+		kpt_write(vb, 2);
+		kpt_write(vb, 2);
 		KPT_EQ(kpt_counters(kpt_dev, ia).writes, i);
 		KPT_EQ(kpt_counters(kpt_dev, ib).writes, 2 * i);
 	}
@@ -138,7 +114,7 @@ static void two_vms(void)
 	KPT_REFUSED(a, KPT_GFN + 2, kpt_remove(a, KPT_GFN + 2), ENOENT);
 	KPT_OK(kpt_unreg(kpt_dev, ia));
 	kvm_vm_free(a);
-	write_page(vb, 2);
+	kpt_write(vb, 2);
 	KPT_EQ(kpt_counters(kpt_dev, ib).writes, 7);
 	KPT_OK(kpt_unreg(kpt_dev, ib));
 	kvm_vm_free(b);
@@ -147,7 +123,7 @@ static void two_vms(void)
 static void registered_already(void)
 {
 	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm = make(&vcpu, guest_code);
+	struct kvm_vm *vm = make(&vcpu, kpt_write_guest);
 	struct kvm_vm *other = vm_create_barebones();
 	struct kpt_register again, elsewhere;
 	u32 type;
@@ -165,14 +141,14 @@ static void registered_already(void)
 		elsewhere.vm_fd = other->fd;
 		KPT_ERR(kpt_reg_full(kpt_dev, &elsewhere), EEXIST);
 		/* once, not twice */
-		write_page(vcpu, 1);
+		kpt_write(vcpu, 1);
 		KPT_EQ(kpt_counters(kpt_dev, id).writes, 1);
 		KPT_OK(kpt_unreg(kpt_dev, id));
-		write_page(vcpu, 1);
+		kpt_write(vcpu, 1);
 		KPT_EQ(kpt_counters(kpt_dev, id).writes, 1);
 		/* afterwards it may be registered once more */
 		KPT_EQ(kpt_reg_full(kpt_dev, &again), id);
-		write_page(vcpu, 1);
+		kpt_write(vcpu, 1);
 		KPT_EQ(kpt_counters(kpt_dev, id).writes, 2);
 		KPT_OK(kpt_unreg(kpt_dev, id));
 	}
@@ -184,7 +160,7 @@ static void registered_already(void)
 static void never_zeroed(void)
 {
 	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm = make(&vcpu, guest_code);
+	struct kvm_vm *vm = make(&vcpu, kpt_write_guest);
 	struct kvm_vm *other = vm_create_barebones();
 	struct kpt_register again, elsewhere;
 	int first = reg(vm, KPT_NOTIFIER, 0), id, i;
@@ -198,7 +174,7 @@ static void never_zeroed(void)
 	elsewhere = again;
 	elsewhere.vm_fd = other->fd;
 	for (i = 1; i <= 3; i++) {
-		write_page(vcpu, 1);
+		kpt_write(vcpu, 1);
 		KPT_EQ(kpt_counters(kpt_dev, id).writes, i);
 		KPT_REFUSED(vm, KPT_GFN + 1, kpt_reg_full(kpt_dev, &again), EEXIST);
 		KPT_ERR(kpt_reg_full(kpt_dev, &elsewhere), EEXIST);
@@ -211,7 +187,7 @@ static void never_zeroed(void)
 	KPT_EQ(kpt_reg_full(kpt_dev, &elsewhere), id);
 	KPT_ERR(kpt_reg_full(kpt_dev, &again), EEXIST);
 	KPT_OK(kpt_unreg(kpt_dev, id));
-	write_page(vcpu, 1);
+	kpt_write(vcpu, 1);
 	KPT_EQ(kpt_counters(kpt_dev, id).writes, 3);
 	KPT_EQ(kpt_counters(kpt_dev, first).writes, 4);
 	KPT_OK(kpt_unreg(kpt_dev, first));
@@ -222,7 +198,7 @@ static void never_zeroed(void)
 static void another_process(void)
 {
 	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm = make(&vcpu, guest_code);
+	struct kvm_vm *vm = make(&vcpu, kpt_write_guest);
 	int status, refs = kpt_mod_refs("kvm_page_track");
 	u32 type;
 	pid_t pid;
@@ -245,7 +221,7 @@ static void another_process(void)
 static void null_arguments(void)
 {
 	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm = make(&vcpu, guest_code);
+	struct kvm_vm *vm = make(&vcpu, kpt_write_guest);
 	static const u32 unreg_flags[] = {
 		KPT_UNREG_NULL_KVM, KPT_UNREG_NULL_NODE,
 		KPT_UNREG_NULL_KVM | KPT_UNREG_NULL_NODE,
@@ -272,7 +248,7 @@ static void null_arguments(void)
 			KPT_REFUSED(vm, KPT_GFN, ioctl(kpt_dev, KPT_UNREGISTER, &u),
 				    0);
 		}
-		write_page(vcpu, 1);
+		kpt_write(vcpu, 1);
 		KPT_EQ(kpt_counters(kpt_dev, id).writes, 1);
 		KPT_OK(kpt_unreg(kpt_dev, id));
 		/* one that is not registered is ignored */
@@ -290,7 +266,7 @@ static void null_arguments(void)
 static void callbacks_that_call(void)
 {
 	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm = make(&vcpu, guest_code);
+	struct kvm_vm *vm = make(&vcpu, kpt_write_guest);
 	struct kpt_register r = {
 		.vm_fd = vm->fd, .type = KPT_NOTIFIER, .flags = KPT_REG_CB_ADD,
 		.cb_gfn = KPT_GFN + 2, .id = -1,
@@ -303,11 +279,11 @@ static void callbacks_that_call(void)
 	TEST_ASSERT(adder >= 0, "register: %d", adder);
 	KPT_OK(kpt_add(vm, KPT_GFN + 1));
 	KPT_EQ(kpt_count(vm, KPT_GFN + 2), 0);
-	write_page(vcpu, 2);
+	kpt_write(vcpu, 2);
 	KPT_EQ(kpt_count(vm, KPT_GFN + 2), 0);
-	write_page(vcpu, 1);
+	kpt_write(vcpu, 1);
 	KPT_EQ(kpt_count(vm, KPT_GFN + 2), 1);
-	write_page(vcpu, 2);
+	kpt_write(vcpu, 2);
 	KPT_EQ(kpt_count(vm, KPT_GFN + 2), 2);
 	c = kpt_counters(kpt_dev, adder);
 	KPT_EQ(c.writes, 2);
@@ -321,16 +297,16 @@ static void callbacks_that_call(void)
 	r.id = -1;
 	remover = kpt_reg_full(kpt_dev, &r);
 	TEST_ASSERT(remover >= 0, "register: %d", remover);
-	write_page(vcpu, 2);
+	kpt_write(vcpu, 2);
 	KPT_EQ(kpt_count(vm, KPT_GFN + 2), 1);
-	write_page(vcpu, 2);
+	kpt_write(vcpu, 2);
 	KPT_EQ(kpt_count(vm, KPT_GFN + 2), 0);
-	write_page(vcpu, 2);
+	kpt_write(vcpu, 2);
 	c = kpt_counters(kpt_dev, remover);
 	KPT_EQ(c.writes, 2);
 	KPT_EQ(c.cb_ok, 2);
 	/* page 1 is tracked, page 2 no more: the callback's remove is refused */
-	write_page(vcpu, 1);
+	kpt_write(vcpu, 1);
 	c = kpt_counters(kpt_dev, remover);
 	KPT_EQ(c.cb_err, 1);
 	KPT_EQ(c.cb_errno, -ENOENT);
@@ -345,7 +321,7 @@ static void callbacks_that_call(void)
 	r.id = -1;
 	bad = kpt_reg_full(kpt_dev, &r);
 	TEST_ASSERT(both >= 0 && bad >= 0, "register: %d %d", both, bad);
-	write_page(vcpu, 1);
+	kpt_write(vcpu, 1);
 	c = kpt_counters(kpt_dev, both);
 	KPT_EQ(c.cb_ok, 2);
 	KPT_EQ(c.cb_err, 0);
@@ -464,7 +440,7 @@ static void vm_closed_while_registered(void)
 	u32 type, users;
 
 	for (type = KPT_NOTIFIER; type <= KPT_CLIENT_MOVE; type++) {
-		vm = make(&vcpu, guest_code);
+		vm = make(&vcpu, kpt_write_guest);
 		users = kpt_inspect(vm, 0, 0).users_count;
 		id = reg(vm, type, 0);
 		TEST_ASSERT(kpt_inspect(vm, 0, 0).users_count > users,
@@ -472,7 +448,7 @@ static void vm_closed_while_registered(void)
 		TEST_ASSERT(kpt_mod_refs("kvm_page_track") > refs,
 			    "the module is not pinned");
 		KPT_OK(kpt_add(vm, KPT_GFN + 1));
-		write_page(vcpu, 1);
+		kpt_write(vcpu, 1);
 		KPT_EQ(kpt_counters(kpt_dev, id).writes, 1);
 		KPT_EQ(vms_of(getpid()), 1);
 		kvm_vm_free(vm);
@@ -534,7 +510,7 @@ static void process_killed_while_registered(void)
 static void what_debugfs_says(void)
 {
 	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm = make(&vcpu, guest_code);
+	struct kvm_vm *vm = make(&vcpu, kpt_write_guest);
 	struct kpt_vm_stats st;
 	int a, b, attached, hooks;
 	u64 bytes = 0, slots[] = { 0, KPT_GFN }, i;
@@ -572,10 +548,10 @@ static void what_debugfs_says(void)
 	KPT_EQ(st.counter_bytes, bytes + kpt_apic_bytes_fd(vm->fd));
 	KPT_EQ(st.events, 0);
 
-	write_page(vcpu, 1);
-	write_page(vcpu, 2);
-	write_page(vcpu, 3);
-	write_page(vcpu, 3);
+	kpt_write(vcpu, 1);
+	kpt_write(vcpu, 2);
+	kpt_write(vcpu, 3);
+	kpt_write(vcpu, 3);
 	KPT_EQ(kpt_counters(kpt_dev, a).writes, 3);
 	KPT_EQ(kpt_counters(kpt_dev, b).writes, 3);
 	/* guest writes delivered, however many heard them */

@@ -12,37 +12,21 @@
 
 #define NPAGES	16
 
-static u64 page;
-
-static void guest_code(void)
-{
-	u64 i;
-
-	for (i = 1;; i++) {
-		*(volatile u64 *)(KPT_GVA + READ_ONCE(page) * 4096) = i;
-		GUEST_SYNC(i);
-	}
-}
-
 static struct kvm_vcpu *vcpu;
 static struct kvm_vm *vm;
 
 static void make(void)
 {
-	vm = kpt_vm(&vcpu, guest_code, NPAGES, VM_MEM_SRC_ANONYMOUS);
+	vm = kpt_vm(&vcpu, kpt_write_guest, NPAGES, VM_MEM_SRC_ANONYMOUS);
 }
 
 /* One write; it must reach each of @n notifiers, with its value. */
 static void write_page(u64 nr, int n)
 {
 	struct kpt_event ev[16];
-	u64 v, value;
+	u64 v = kpt_write(vcpu, nr), value;
 	int i;
 
-	page = nr;
-	sync_global_to_guest(vm, page);
-	TEST_ASSERT(kpt_run_sync(vcpu, &v), "the guest ended");
-	KPT_EQ(*(u64 *)addr_gpa2hva(vm, KPT_GPA + nr * 4096), v);
 	KPT_EQ(kpt_events(kpt_dev, ev, 16), n);
 	for (i = 0; i < n; i++) {
 		KPT_EQ(ev[i].gpa, KPT_GPA + nr * 4096);
@@ -328,12 +312,7 @@ static void memslots_made_meanwhile(void)
 		virt_map(vm, KPT_GVA + i * 0x100000, gpa, NPAGES);
 	}
 	for (i = 1; i <= 3; i++) {
-		u64 gpa = KPT_GPA + i * 0x1000000, v;
-
-		page = i * 0x100;
-		sync_global_to_guest(vm, page);
-		TEST_ASSERT(kpt_run_sync(vcpu, &v), "the guest ended");
-		KPT_EQ(*(u64 *)addr_gpa2hva(vm, gpa), v);
+		kpt_write_at(vcpu, i * 0x100, KPT_GPA + i * 0x1000000);
 		KPT_EQ(kpt_events(kpt_dev, ev, 4), i == 3);
 	}
 	KPT_OK(kpt_remove(vm, (KPT_GPA + 0x3000000) >> 12));

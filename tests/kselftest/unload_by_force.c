@@ -17,24 +17,12 @@
 
 #define NPAGES	8
 
-static u64 page;
-
-static void guest_code(void)
-{
-	u64 i;
-
-	for (i = 1;; i++) {
-		*(volatile u64 *)(KPT_GVA + READ_ONCE(page) * 4096) = i;
-		GUEST_SYNC(i);
-	}
-}
-
 static struct kvm_vcpu *vcpu;
 static struct kvm_vm *vm;
 
 static u32 make(void)
 {
-	vm = kpt_vm(&vcpu, guest_code, NPAGES, VM_MEM_SRC_ANONYMOUS);
+	vm = kpt_vm(&vcpu, kpt_write_guest, NPAGES, VM_MEM_SRC_ANONYMOUS);
 	return kpt_inspect(vm, 0, 0).users_count;
 }
 
@@ -48,12 +36,7 @@ static int reg(void)
 
 static void write_page(u64 nr)
 {
-	u64 v;
-
-	page = nr;
-	sync_global_to_guest(vm, page);
-	TEST_ASSERT(kpt_run_sync(vcpu, &v), "the guest ended");
-	KPT_EQ(*(u64 *)addr_gpa2hva(vm, KPT_GPA + nr * 4096), v);
+	kpt_write(vcpu, nr);
 }
 
 static void unload_by_force(void)
