@@ -83,7 +83,8 @@ fn link(kvm: &Kvm, node: &Node, looked: bool) -> Result {
     // SAFETY: The notifier is in no list of a VM that we know: that it was not registered before insmod,
     // and is not being registered with another VM at this moment, is the contract of the C API. The
     // caller has a reference to the VM; nobody gives back the one taken here before the lock is
-    // released.
+    // released. Callbacks see the list in a section that `unregister` waits for (design, section 5,
+    // rule 3).
     unsafe {
         Notifiers::insert(&mmu, node);
         kvm.get();

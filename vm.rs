@@ -233,7 +233,8 @@ fn chain(key: usize) -> &'static Atomic<usize> {
 #[inline(always)]
 unsafe fn entry(address: usize) -> Option<&'static Vm> {
     // SAFETY: What is in a chain is the address of an entry, which is written before it is linked and
-    // freed by `clear` only, when no other user of the module is left. The links do not change.
+    // freed by `clear` only, when no other user of the module is left (design, section 5, rule 2). The
+    // links do not change.
     unsafe { (address as *const Vm).as_ref() }
 }
 
