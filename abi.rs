@@ -10,7 +10,7 @@ use crate::guard;
 use crate::kvm::{Gfn, Kvm, Memslot};
 use crate::notifier_list::{Client, Node};
 use crate::provider::RawNode;
-use crate::{notifier, tracker};
+use crate::{notifier, ranges, tracker};
 use core::ptr::NonNull;
 use kernel::error::from_result;
 use kernel::ffi::{c_int, c_uint, c_ulong};
@@ -111,7 +111,7 @@ unsafe extern "C" fn kvm_page_track_add_range(
     from_result(|| {
         // SAFETY: The caller's promise.
         let kvm = unsafe { check(kvm, mode) }?;
-        tracker::add_range(kvm, gfn, nr as u64).map(|()| 0)
+        ranges::add(kvm, gfn, nr as u64).map(|()| 0)
     })
 }
 
@@ -130,7 +130,7 @@ unsafe extern "C" fn kvm_page_track_remove_range(
     from_result(|| {
         // SAFETY: The caller's promise.
         let kvm = unsafe { check(kvm, mode) }?;
-        tracker::remove_range(kvm, gfn, nr as u64).map(|()| 0)
+        ranges::remove(kvm, gfn, nr as u64).map(|()| 0)
     })
 }
 

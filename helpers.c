@@ -16,6 +16,7 @@
 #include "x86.h"
 #include "mmu.h"
 #include "mmu/mmu_internal.h"
+#include "mmu/tdp_mmu.h"
 
 #include "helpers.h"
 
@@ -25,16 +26,16 @@
  * direct call whose target is written once, before the first hook is attached.
  */
 typedef void (kpt_flush_fn)(struct kvm *kvm);
-typedef void (kpt_lpage_fn)(const struct kvm_memory_slot *slot, gfn_t gfn);
 typedef bool (kpt_protect_fn)(struct kvm *kvm, struct kvm_memory_slot *slot,
 			      u64 gfn, int min_level);
 typedef bool (kpt_enabled_fn)(struct kvm *kvm);
+typedef void (kpt_clear_fn)(struct kvm *kvm, struct kvm_memory_slot *slot,
+			    gfn_t gfn, unsigned long mask, bool wrprot);
 
 DEFINE_STATIC_CALL_NULL(kpt_flush, kpt_flush_fn);
-DEFINE_STATIC_CALL_NULL(kpt_allow, kpt_lpage_fn);
-DEFINE_STATIC_CALL_NULL(kpt_disallow, kpt_lpage_fn);
 DEFINE_STATIC_CALL_RET0(kpt_protect, kpt_protect_fn);
 DEFINE_STATIC_CALL_RET0(kpt_enabled, kpt_enabled_fn);
+DEFINE_STATIC_CALL_NULL(kpt_clear, kpt_clear_fn);
 
 void kpt_set_kvm_function(enum kpt_kvm_function which, unsigned long addr)
 {
@@ -42,17 +43,14 @@ void kpt_set_kvm_function(enum kpt_kvm_function which, unsigned long addr)
 	case KPT_KVM_FLUSH_REMOTE_TLBS:
 		static_call_update(kpt_flush, (kpt_flush_fn *)addr);
 		break;
-	case KPT_KVM_MMU_GFN_ALLOW_LPAGE:
-		static_call_update(kpt_allow, (kpt_lpage_fn *)addr);
-		break;
-	case KPT_KVM_MMU_GFN_DISALLOW_LPAGE:
-		static_call_update(kpt_disallow, (kpt_lpage_fn *)addr);
-		break;
 	case KPT_KVM_MMU_SLOT_GFN_WRITE_PROTECT:
 		static_call_update(kpt_protect, (kpt_protect_fn *)addr);
 		break;
 	case KPT_KVM_PAGE_TRACK_WRITE_TRACKING_ENABLED:
 		static_call_update(kpt_enabled, (kpt_enabled_fn *)addr);
+		break;
+	case KPT_KVM_TDP_MMU_CLEAR_DIRTY_PT_MASKED:
+		static_call_update(kpt_clear, (kpt_clear_fn *)addr);
 		break;
 	case KPT_KVM_FUNCTIONS:
 		break;
@@ -64,16 +62,6 @@ void kpt_flush_remote_tlbs(struct kvm *kvm)
 	static_call(kpt_flush)(kvm);
 }
 
-void kpt_gfn_allow_lpage(const struct kvm_memory_slot *slot, gfn_t gfn)
-{
-	static_call(kpt_allow)(slot, gfn);
-}
-
-void kpt_gfn_disallow_lpage(const struct kvm_memory_slot *slot, gfn_t gfn)
-{
-	static_call(kpt_disallow)(slot, gfn);
-}
-
 bool kpt_slot_gfn_write_protect(struct kvm *kvm, struct kvm_memory_slot *slot,
 				gfn_t gfn)
 {
@@ -83,6 +71,12 @@ bool kpt_slot_gfn_write_protect(struct kvm *kvm, struct kvm_memory_slot *slot,
 bool kpt_write_tracking_enabled(struct kvm *kvm)
 {
 	return static_call(kpt_enabled)(kvm);
+}
+
+void kpt_clear_writable(struct kvm *kvm, struct kvm_memory_slot *slot,
+			gfn_t gfn, unsigned long mask)
+{
+	static_call(kpt_clear)(kvm, slot, gfn, mask, true);
 }
 
 void kpt_mmu_write_lock(struct kvm *kvm)
@@ -142,6 +136,23 @@ unsigned int kpt_shadow_page_tables(struct kvm *kvm,
 			n++;
 	}
 	return n;
+}
+
+/*
+ * Whether there are TDP MMU page tables, and in all of them the CPU notes by itself
+ * (A/D bits) that a page was used: otherwise an SPTE may not be present so that KVM
+ * can note it.
+ */
+bool kpt_tdp_mmu_has_ad_bits(struct kvm *kvm)
+{
+	struct kvm_mmu_page *root;
+
+	lockdep_assert_held_write(&kvm->mmu_lock);
+	list_for_each_entry(root, &kvm->arch.tdp_mmu_roots, link) {
+		if (root->role.ad_disabled)
+			return false;
+	}
+	return !list_empty(&kvm->arch.tdp_mmu_roots);
 }
 
 void kpt_slots_arch_lock(struct kvm *kvm)
@@ -239,6 +250,37 @@ int kpt_srcu_read_lock(struct srcu_struct *srcu)
 void kpt_srcu_read_unlock(struct srcu_struct *srcu, int idx)
 {
 	srcu_read_unlock(srcu, idx);
+}
+
+/*
+ * How many read sections are open: what SRCU itself counts to see that a grace
+ * period is over, for both of its indices at once.  Unlocks first: whose unlock is
+ * counted, his lock is counted too, so every section is that somebody is in whose
+ * full barrier is behind him.  Whoever has it before him sees what the caller has
+ * written.  Where readers do without that barrier (srcu_read_lock_fast()): more than
+ * can be.
+ */
+unsigned long kpt_srcu_open_sections(struct srcu_struct *srcu)
+{
+	unsigned long unlocks = 0, locks = 0;
+	int flavors = 0, cpu;
+
+	smp_mb();
+	for_each_possible_cpu(cpu) {
+		const struct srcu_data *data = per_cpu_ptr(srcu->sda, cpu);
+
+		flavors |= READ_ONCE(data->srcu_reader_flavor);
+		unlocks += atomic_long_read(&data->srcu_ctrs[0].srcu_unlocks) +
+			   atomic_long_read(&data->srcu_ctrs[1].srcu_unlocks);
+	}
+	smp_mb();
+	for_each_possible_cpu(cpu) {
+		const struct srcu_data *data = per_cpu_ptr(srcu->sda, cpu);
+
+		locks += atomic_long_read(&data->srcu_ctrs[0].srcu_locks) +
+			 atomic_long_read(&data->srcu_ctrs[1].srcu_locks);
+	}
+	return flavors & SRCU_READ_FLAVOR_SLOWGP ? ULONG_MAX : locks - unlocks;
 }
 
 void kpt_hlist_del_rcu(struct hlist_node *n)

@@ -12,20 +12,19 @@
 /* Functions of kvm.ko that are not exported, by the order of their names. */
 enum kpt_kvm_function {
 	KPT_KVM_FLUSH_REMOTE_TLBS,
-	KPT_KVM_MMU_GFN_ALLOW_LPAGE,
-	KPT_KVM_MMU_GFN_DISALLOW_LPAGE,
 	KPT_KVM_MMU_SLOT_GFN_WRITE_PROTECT,
 	KPT_KVM_PAGE_TRACK_WRITE_TRACKING_ENABLED,
+	KPT_KVM_TDP_MMU_CLEAR_DIRTY_PT_MASKED,
 	KPT_KVM_FUNCTIONS,
 };
 
 void kpt_set_kvm_function(enum kpt_kvm_function which, unsigned long addr);
 void kpt_flush_remote_tlbs(struct kvm *kvm);
-void kpt_gfn_allow_lpage(const struct kvm_memory_slot *slot, gfn_t gfn);
-void kpt_gfn_disallow_lpage(const struct kvm_memory_slot *slot, gfn_t gfn);
 bool kpt_slot_gfn_write_protect(struct kvm *kvm, struct kvm_memory_slot *slot,
 				gfn_t gfn);
 bool kpt_write_tracking_enabled(struct kvm *kvm);
+void kpt_clear_writable(struct kvm *kvm, struct kvm_memory_slot *slot,
+			gfn_t gfn, unsigned long mask);
 
 /* kvm_host.h: locks and memslot lookups. */
 void kpt_mmu_write_lock(struct kvm *kvm);
@@ -37,6 +36,7 @@ void kpt_mmu_read_unlock(struct kvm *kvm);
 #define KPT_SHADOW_HASH_SHIFT	12	/* KVM's, as helpers.c asserts */
 unsigned int kpt_shadow_page_tables(struct kvm *kvm,
 				    const struct hlist_head *bucket, gfn_t gfn);
+bool kpt_tdp_mmu_has_ad_bits(struct kvm *kvm);
 void kpt_slots_arch_lock(struct kvm *kvm);
 void kpt_slots_arch_unlock(struct kvm *kvm);
 int kpt_slots_read_lock(struct kvm *kvm);
@@ -59,6 +59,7 @@ void kpt_guard_drain(void);
 /* rculist and srcu inlines. */
 int kpt_srcu_read_lock(struct srcu_struct *srcu);
 void kpt_srcu_read_unlock(struct srcu_struct *srcu, int idx);
+unsigned long kpt_srcu_open_sections(struct srcu_struct *srcu);
 void kpt_hlist_del_rcu(struct hlist_node *n);
 
 /*

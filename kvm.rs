@@ -362,6 +362,17 @@ impl<'a> Section<'a> {
     pub(crate) fn slots(self) -> Slots<'a> {
         Slots { kvm: self.kvm }
     }
+
+    /// Whether there was a moment during this call when no read section of the VM was open but one, this.
+    ///
+    /// Then whoever is in one afterwards has entered it after that moment, and sees what this task had
+    /// written before the call. No vCPU has handled an exit at that moment: it does in such sections.
+    pub(crate) fn is_the_only_one(self) -> bool {
+        // SAFETY: By the invariant of `Kvm`, as in `Kvm::synchronize`.
+        let open =
+            unsafe { bindings::kpt_srcu_open_sections(addr_of_mut!((*self.kvm.as_ptr()).srcu)) };
+        open == 1
+    }
 }
 
 impl Drop for SlotsRead<'_> {
@@ -546,14 +557,14 @@ impl MmuWrite<'_> {
     #[inline(always)]
     pub(crate) fn disallow_large_page(&self, page: Page<'_>) {
         // SAFETY: `mmu_lock` is held, and the memslot holds the page.
-        unsafe { bindings::kpt_gfn_disallow_lpage(page.slot.as_ptr(), page.gfn) };
+        unsafe { page.slot.disallow_large_pages(page.gfn, 1) };
     }
 
     /// Takes back one [`MmuWrite::disallow_large_page`].
     #[inline(always)]
     pub(crate) fn allow_large_page(&self, page: Page<'_>) {
         // SAFETY: As in `disallow_large_page`.
-        unsafe { bindings::kpt_gfn_allow_lpage(page.slot.as_ptr(), page.gfn) };
+        unsafe { page.slot.disallow_large_pages(page.gfn, -1) };
     }
 
     /// Makes the existing mappings of a page read-only. True if TLBs have to be flushed.
@@ -564,6 +575,62 @@ impl MmuWrite<'_> {
         unsafe {
             bindings::kpt_slot_gfn_write_protect(self.kvm.as_ptr(), page.slot.as_ptr(), page.gfn)
         }
+    }
+
+    /// Whether [`MmuWrite::clear_writable`] reaches every mapping of a memslot's pages but large pages.
+    ///
+    /// It does if there are none but those of the TDP MMU, with A/D bits.
+    pub(crate) fn can_clear_writable(&self, slot: &Memslot) -> bool {
+        // SAFETY: By the type invariants. KVM sets the flag before it makes the first mapping that is not
+        // the TDP MMU's, under the lock that is held; where that does not exist at all, every memslot
+        // has reverse mappings from the beginning.
+        unsafe {
+            !read_once(addr_of!((*self.kvm.as_ptr()).arch.shadow_root_allocated))
+                && (*addr_of!((*slot.as_ptr()).arch.rmap))[0].is_null()
+                && bindings::kpt_tdp_mmu_has_ad_bits(self.kvm.as_ptr())
+        }
+    }
+
+    /// Makes the 4 KiB mappings of several pages of a block read-only, in one walk; TLBs have to be flushed.
+    ///
+    /// Unlike [`MmuWrite::write_protect`] this leaves them to KVM's fast page fault, which makes them
+    /// writable again without `mmu_lock`, if it has found the page untracked before it looks at the
+    /// mapping. C source: `kvm_tdp_mmu_clear_dirty_pt_masked()`.
+    pub(crate) fn clear_writable(&self, slot: &Memslot, pages: Pages) {
+        if pages.is_empty() {
+            return;
+        }
+        // SAFETY: `mmu_lock` is held; the function looks at the memslot's address space only.
+        unsafe {
+            bindings::kpt_clear_writable(
+                self.kvm.as_ptr(),
+                slot.as_ptr(),
+                pages.base,
+                pages.bits as usize,
+            );
+        }
+    }
+
+    /// One more reason for each page of a block not to map its surroundings with a large page.
+    #[inline(always)]
+    pub(crate) fn disallow_large_pages(&self, block: Block<'_>) {
+        // SAFETY: `mmu_lock` is held, and the memslot holds the block.
+        unsafe {
+            block
+                .slot
+                .disallow_large_pages(block.first, block.npages as i32)
+        };
+    }
+
+    /// Takes back one [`MmuWrite::disallow_large_pages`].
+    #[inline(always)]
+    pub(crate) fn allow_large_pages(&self, block: Block<'_>) {
+        // SAFETY: As in `disallow_large_pages`.
+        unsafe {
+            block
+                .slot
+                .disallow_large_pages(block.first, -(block.npages as i32))
+        };
     }
 
     /// Flushes the TLBs of every vCPU.
@@ -733,6 +800,39 @@ impl Memslot {
         })
     }
 
+    /// The pages of the memslot from `gfn` to `last`, or to the end of their block.
+    pub(crate) fn block(&self, gfn: Gfn, last: Gfn) -> Option<Block<'_>> {
+        let end = self.base_gfn() + (self.npages() - 1);
+        // INVARIANT: All of them are from `gfn`, which the memslot holds, to its last, and in one block.
+        (self.holds(gfn) && gfn <= last).then(|| Block {
+            slot: self,
+            first: gfn,
+            npages: end.min(last).min(gfn | BLOCK_MASK) - gfn + 1,
+        })
+    }
+
+    /// `count` more reasons not to map the surroundings of a frame with a large page. C source:
+    /// `update_gfn_disallow_lpage_count()`.
+    ///
+    /// # Safety
+    ///
+    /// The memslot holds the frame. `mmu_lock` is held for write, or the memslot is not visible yet.
+    #[inline(always)]
+    unsafe fn disallow_large_pages(&self, gfn: Gfn, count: i32) {
+        for level in 0..LARGE_LEVELS {
+            let shift = 9 * (level + 1);
+            let index = (gfn >> shift) - (self.base_gfn() >> shift);
+            // SAFETY: KVM allocated the arrays, one element per (partial) large page, before anybody but
+            // it knew the memslot; by the caller's promise `index` is in bounds, and nobody else
+            // writes. A memslot's frames fit 31 bits times `u16::MAX` only in theory; KVM's own use of
+            // the count has the same limit.
+            unsafe {
+                let info = (*addr_of!((*self.as_ptr()).arch.lpage_info))[level].add(index as usize);
+                (*info).disallow_lpage = (*info).disallow_lpage.wrapping_add(count);
+            }
+        }
+    }
+
     fn alloc_counters(&self) -> Result {
         if self.counters().is_some() {
             return Ok(());
@@ -785,6 +885,146 @@ impl<'s> Page<'s> {
     #[inline(always)]
     pub(crate) fn gfn(self) -> Gfn {
         self.gfn
+    }
+}
+
+/// Pages from one multiple of this to the next are a block: as many as bits in a word.
+const BLOCK_MASK: u64 = u64::BITS as u64 - 1;
+
+/// Pages of a memslot in a row, all in one block.
+///
+/// # Invariants
+///
+/// `slot` holds the `npages` frames from `first` on. There is one at least.
+#[derive(Clone, Copy)]
+pub(crate) struct Block<'s> {
+    slot: &'s Memslot,
+    first: Gfn,
+    npages: u64,
+}
+
+impl<'s> Block<'s> {
+    /// The memslot.
+    pub(crate) fn slot(self) -> &'s Memslot {
+        self.slot
+    }
+
+    /// The last frame.
+    pub(crate) fn last(self) -> Gfn {
+        self.first + (self.npages - 1)
+    }
+
+    /// Its pages.
+    pub(crate) fn pages(self) -> impl Iterator<Item = Page<'s>> {
+        (self.first..=self.last()).map(move |gfn| {
+            // INVARIANT: As this type's.
+            Page {
+                slot: self.slot,
+                gfn,
+            }
+        })
+    }
+
+    /// None of its pages.
+    pub(crate) fn none(self) -> Pages {
+        Pages {
+            base: self.first & !BLOCK_MASK,
+            bits: 0,
+        }
+    }
+
+    #[inline(always)]
+    fn counts(self) -> Option<NonNull<u16>> {
+        let counters = self.slot.counters()?;
+        // SAFETY: By the type invariant all of the block has counts.
+        Some(unsafe {
+            counters
+                .array
+                .add((self.first - counters.base_gfn) as usize)
+        })
+    }
+
+    /// Calls `f` with the frame and the count of every page, until it fails.
+    ///
+    /// # Errors
+    ///
+    /// Those of `f`; `ENOENT` if the memslot has no counters.
+    #[inline(always)]
+    pub(crate) fn look(self, mut f: impl FnMut(Gfn, u16) -> Result) -> Result {
+        let counts = self.counts().ok_or(ENOENT)?;
+        for i in 0..self.npages {
+            // SAFETY: One of the block's; as in `Counters::get`.
+            f(self.first + i, unsafe {
+                read_once(counts.as_ptr().add(i as usize))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Replaces every count by what `f` makes of the frame and the count, if the memslot has counters.
+    #[inline(always)]
+    pub(crate) fn recount(self, _: &MmuWrite<'_>, mut f: impl FnMut(Gfn, u16) -> u16) {
+        let Some(counts) = self.counts() else { return };
+        for i in 0..self.npages {
+            // SAFETY: One of the block's; as in `Counters::get` and `Counters::set`.
+            unsafe {
+                let count = counts.as_ptr().add(i as usize);
+                count.write_volatile(f(self.first + i, read_once(count)));
+            }
+        }
+    }
+}
+
+/// Some frames of one block.
+#[derive(Clone, Copy)]
+pub(crate) struct Pages {
+    base: Gfn,
+    /// Bit `i` stands for the frame `base + i`.
+    bits: u64,
+}
+
+impl Pages {
+    /// Includes a frame of the block.
+    #[inline(always)]
+    pub(crate) fn insert(&mut self, gfn: Gfn) {
+        self.bits |= 1 << (gfn & BLOCK_MASK);
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(self) -> bool {
+        self.bits == 0
+    }
+
+    /// How many there are.
+    pub(crate) fn len(self) -> u32 {
+        self.bits.count_ones()
+    }
+
+    /// The first.
+    #[inline(always)]
+    pub(crate) fn first(self) -> Option<Gfn> {
+        (self.bits != 0).then(|| self.base + u64::from(self.bits.trailing_zeros()))
+    }
+
+    /// Takes out the first.
+    #[inline(always)]
+    pub(crate) fn take_first(&mut self) -> Option<Gfn> {
+        let first = self.first();
+        self.bits &= self.bits.wrapping_sub(1);
+        first
+    }
+
+    /// Takes out those that a memslot holds.
+    pub(crate) fn take_held_by(&mut self, slot: &Memslot) -> Pages {
+        let mut held = Pages { bits: 0, ..*self };
+        let mut all = *self;
+        while let Some(gfn) = all.take_first() {
+            if slot.holds(gfn) {
+                held.insert(gfn);
+            }
+        }
+        self.bits &= !held.bits;
+        held
     }
 }
 
@@ -915,19 +1155,8 @@ impl<'a> NewSlot<'a> {
         if self.slot.page(gfn).is_none() {
             return;
         }
-        let slot = self.slot.as_ptr();
-        for level in 0..LARGE_LEVELS {
-            let shift = 9 * (level + 1);
-            let index = (gfn >> shift) - (self.slot.base_gfn() >> shift);
-            // SAFETY: The memslot is unpublished, so nobody else uses its arrays; KVM allocated
-            // them before it called us, one element per (partial) large page; `gfn` is in the
-            // memslot, so `index` is in bounds. A memslot's frames fit 31 bits times `u16::MAX`
-            // only in theory; KVM's own use of the count has the same limit.
-            unsafe {
-                let info = (*addr_of!((*slot).arch.lpage_info))[level].add(index as usize);
-                (*info).disallow_lpage = (*info).disallow_lpage.wrapping_add(i32::from(count));
-            }
-        }
+        // SAFETY: The memslot holds the frame, and is unpublished by the type invariants.
+        unsafe { self.slot.disallow_large_pages(gfn, i32::from(count)) };
     }
 }
 

@@ -12,6 +12,7 @@
 #include "mmu.h"
 #include "mmu/mmu_internal.h"
 #include "mmu/page_track.h"
+#include "mmu/tdp_mmu.h"
 
 #define KVM_FUNCTION(name, result, ...)						\
 	static_assert(__same_type(name, result(__VA_ARGS__)),			\
@@ -43,8 +44,8 @@ KVM_FUNCTION(kvm_page_track_unregister_notifier, void, struct kvm *,
 
 /* Called. */
 KVM_FUNCTION(kvm_flush_remote_tlbs, void, struct kvm *);
-KVM_FUNCTION(kvm_mmu_gfn_allow_lpage, void, const struct kvm_memory_slot *, gfn_t);
-KVM_FUNCTION(kvm_mmu_gfn_disallow_lpage, void, const struct kvm_memory_slot *, gfn_t);
 KVM_FUNCTION(kvm_mmu_slot_gfn_write_protect, bool, struct kvm *,
 	     struct kvm_memory_slot *, u64, int);
 KVM_FUNCTION(kvm_page_track_write_tracking_enabled, bool, struct kvm *);
+KVM_FUNCTION(kvm_tdp_mmu_clear_dirty_pt_masked, void, struct kvm *,
+	     struct kvm_memory_slot *, gfn_t, unsigned long, bool);

@@ -6,7 +6,7 @@
 //! kvm.ko  --jump-->  mmu_hooks  -->  memslot   the u16 counters, asked by the fault path
 //!                               -->  notifier  events: guest writes, memslots deleted and moved
 //!                               -->  tracker   adds and removes of other modules
-//! other modules  -->  abi       -->  tracker, notifier
+//! other modules  -->  abi       -->  tracker, ranges, notifier
 //! ```
 //!
 //! [`owners`] knows which counts are not KVM's, [`vm`] what belongs to which VM. [`provider`] is what
@@ -43,6 +43,7 @@ mod owners;
     path = "kvm_without_tracking.rs"
 )]
 mod provider;
+mod ranges;
 mod tracker;
 mod vm;
 

@@ -16,7 +16,7 @@ use crate::{memslot, owners, vm};
 use kernel::prelude::*;
 
 /// Finds the page in the memslot that a change of its count would go to.
-fn changeable(slots: Slots<'_>, gfn: Gfn) -> Result<Page<'_>> {
+pub(crate) fn changeable(slots: Slots<'_>, gfn: Gfn) -> Result<Page<'_>> {
     let slot = slots.find(0, gfn).ok_or(EINVAL)?;
     changeable_in(slot, gfn)
 }
@@ -108,7 +108,7 @@ fn add_and_flush(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result
 }
 
 /// Adds a page. True if TLBs have to be flushed, before `mmu_lock` is released.
-fn add_locked(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result<bool> {
+pub(crate) fn add_locked(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result<bool> {
     let gfn = page.gfn();
     let counters = page.slot().counters().ok_or(ENOMEM)?;
     let before = counters.get(gfn);
@@ -155,204 +155,13 @@ pub(crate) fn remove_from_slot(kvm: &Kvm, mmu: &MmuWrite<'_>, slot: &Memslot, gf
     remove_locked(mmu, changeable_in(slot, gfn)?)
 }
 
-fn remove_locked(mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
+pub(crate) fn remove_locked(mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
     let gfn = page.gfn();
     let counters = page.slot().counters().ok_or(ENOENT)?;
     let count = owners::after_remove(counters.get(gfn), || mmu.shadow_page_tables(gfn))?;
     counters.set(mmu, gfn, count);
     mmu.allow_large_page(page);
     Ok(())
-}
-
-/// Tracks guest writes to a range of pages, or to none (`kvm_page_track_add_range()`). Sleeps.
-///
-/// # Errors
-///
-/// As [`add`].
-pub(crate) fn add_range(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
-    if !kvm.can_track() {
-        return Err(eopnotsupp());
-    }
-    let last = last_of(gfn, npages)?;
-    loop {
-        let section = kvm.read_slots();
-        let slots = section.slots();
-        let missing = without_counters(slots, gfn, last)?;
-        vm::find_or_create(kvm)?;
-        let Some(missing) = missing else {
-            return change_range::<Add>(slots, gfn, last);
-        };
-        drop(section);
-        memslot::ensure_counters(kvm, missing)?;
-    }
-}
-
-/// Takes back one add of each page of a range, or none (`kvm_page_track_remove_range()`). Sleeps.
-///
-/// # Errors
-///
-/// As [`remove`].
-pub(crate) fn remove_range(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
-    if !kvm.can_track() {
-        return Err(eopnotsupp());
-    }
-    let last = last_of(gfn, npages)?;
-    let section = kvm.read_slots();
-    without_counters(section.slots(), gfn, last)?;
-    change_range::<Remove>(section.slots(), gfn, last)
-}
-
-fn last_of(gfn: Gfn, npages: u64) -> Result<Gfn> {
-    npages
-        .checked_sub(1)
-        .and_then(|n| gfn.checked_add(n))
-        .ok_or(EINVAL)
-}
-
-/// The first page of a range whose memslot has no counters, if all of the range can be changed.
-fn without_counters(slots: Slots<'_>, first: Gfn, last: Gfn) -> Result<Option<Gfn>> {
-    let mut missing = None;
-    let mut gfn = first;
-    loop {
-        let slot = changeable(slots, gfn)?.slot();
-        if slot.counters().is_none() {
-            missing.get_or_insert(gfn);
-        }
-        // The last page of the memslot.
-        let end = slot.base_gfn() + (slot.npages() - 1);
-        if end >= last {
-            return Ok(missing);
-        }
-        gfn = end + 1;
-    }
-}
-
-/// What happens to every page of a range.
-trait Change {
-    /// Whether the page's count allows it.
-    fn check(mmu: &MmuWrite<'_>, page: Page<'_>) -> Result;
-
-    /// Does it. True if TLBs have to be flushed.
-    fn apply(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result<bool>;
-
-    /// Takes it back, as far as others allow. True if TLBs have to be flushed.
-    fn undo(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> bool;
-}
-
-struct Add;
-
-impl Change for Add {
-    #[inline(always)]
-    fn check(mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
-        owners::after_add(page.count(), || mmu.shadow_page_tables(page.gfn())).map(|_| ())
-    }
-
-    #[inline(always)]
-    fn apply(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result<bool> {
-        add_locked(slots, mmu, page)
-    }
-
-    fn undo(_: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> bool {
-        remove_locked(mmu, page).ok();
-        false
-    }
-}
-
-struct Remove;
-
-impl Change for Remove {
-    #[inline(always)]
-    fn check(mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
-        owners::after_remove(page.count(), || mmu.shadow_page_tables(page.gfn())).map(|_| ())
-    }
-
-    #[inline(always)]
-    fn apply(_: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result<bool> {
-        if mmu.has_yielded() {
-            remove_locked(mmu, page)?;
-        } else if let Some(counters) = page.slot().counters() {
-            // `check` has found counters, and a count that is not KVM's alone.
-            counters.set(mmu, page.gfn(), page.count().saturating_sub(1));
-            mmu.allow_large_page(page);
-        }
-        Ok(false)
-    }
-
-    fn undo(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> bool {
-        add_locked(slots, mmu, page).unwrap_or(false)
-    }
-}
-
-/// Changes every page of a range, or none: looks at all of them before the first is changed.
-///
-/// Only if `mmu_lock` was yielded to somebody who then changed a page of the range can one be refused
-/// half-way. What was done is undone then, except for pages that somebody else has meanwhile removed
-/// without having added them, or added up to the limit.
-#[inline(always)]
-fn change_range<C: Change>(slots: Slots<'_>, first: Gfn, last: Gfn) -> Result {
-    let mut mmu = slots.kvm().lock_mmu();
-    for_pages(slots, &mut mmu, first, last, |mmu, page| {
-        C::check(mmu, page).map(|()| false)
-    })
-    .1?;
-    let (done, result) = for_pages(slots, &mut mmu, first, last, |mmu, page| {
-        C::apply(slots, mmu, page)
-    });
-    if result.is_err() && done > first {
-        for_pages(slots, &mut mmu, first, done - 1, |mmu, page| {
-            Ok(C::undo(slots, mmu, page))
-        })
-        .1
-        .ok();
-    }
-    result
-}
-
-/// Calls `f` for the pages of a range up to the first that it refuses, which is returned.
-///
-/// `f` tells whether TLBs have to be flushed. That is done once for one hold of `mmu_lock`, which
-/// lasts for a batch of pages, and longer only if nobody waits for it or for the processor.
-///
-/// The memslots were there, and not INVALID, when the read section of `slots` had begun. One that
-/// becomes so meanwhile has the same counters, and is neither zapped nor moved before `slots` ends.
-#[inline(always)]
-fn for_pages(
-    slots: Slots<'_>,
-    mmu: &mut MmuWrite<'_>,
-    first: Gfn,
-    last: Gfn,
-    mut f: impl FnMut(&MmuWrite<'_>, Page<'_>) -> Result<bool>,
-) -> (Gfn, Result) {
-    /// Pages between two looks at who waits.
-    const BATCH: u64 = 64;
-    let mut flush = false;
-    let mut gfn = first;
-    let result = 'range: loop {
-        let Some(slot) = slots.find(0, gfn) else {
-            break Err(EINVAL);
-        };
-        while let Some(page) = slot.page(gfn) {
-            match f(mmu, page) {
-                Ok(needs_flush) => flush |= needs_flush,
-                Err(e) => break 'range Err(e),
-            }
-            if gfn == last {
-                break 'range Ok(());
-            }
-            gfn += 1;
-            if gfn % BATCH == 0 && mmu.is_wanted() {
-                // Who gets the lock relies on it that read-only is read-only in every TLB.
-                if core::mem::take(&mut flush) {
-                    mmu.flush_tlbs();
-                }
-                mmu.yield_to_others();
-            }
-        }
-    };
-    if flush {
-        mmu.flush_tlbs();
-    }
-    (gfn, result)
 }
 
 /// Allocates what [`add_to_slot`] needs for a range of pages (`kvm_page_track_prepare()`). Sleeps.
@@ -374,4 +183,12 @@ pub(crate) fn prepare(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
     }
     vm::find_or_create(kvm)?;
     memslot::ensure_counters(kvm, gfn)
+}
+
+/// The last page of a range that starts at `gfn`.
+pub(crate) fn last_of(gfn: Gfn, npages: u64) -> Result<Gfn> {
+    npages
+        .checked_sub(1)
+        .and_then(|n| gfn.checked_add(n))
+        .ok_or(EINVAL)
 }

@@ -131,6 +131,40 @@ static void writes_in_smm(void)
 	kvm_vm_free(vm);
 }
 
+static void range_in_smm(void)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = make(&vcpu);
+	int id = kpt_reg(kpt_dev, vm, KPT_CLIENT, KPT_REG_RECORD);
+	void *mem = memslot2region(vm, KPT_SLOT)->host_mem;
+	struct kpt_event ev[8];
+	u64 stage = 1;
+	int i;
+
+	TEST_ASSERT(id >= 0, "register: %d", id);
+	for (i = 0; i < 2; i++) {
+		/* writable mappings in both address spaces, before it is tracked */
+		run_both(vcpu, stage++);
+		KPT_EQ(kpt_events(kpt_dev, ev, 8), 0);
+		KPT_OK(kpt_call_n(kpt_dev, KPT_OP_ADD_RANGE, vm, KPT_GFN, NPAGES,
+				  NULL));
+		run_both(vcpu, stage);
+		expect_both(stage++);
+		KPT_OK(kpt_call_n(kpt_dev, KPT_OP_REMOVE_RANGE, vm, KPT_GFN, NPAGES,
+				  NULL));
+		run_both(vcpu, stage++);
+		KPT_EQ(kpt_events(kpt_dev, ev, 8), 0);
+
+		/* the same with several memslots there, and a page in none */
+		vm_set_user_memory_region(vm, SMM_SLOT, 0, KPT_GPA, 0, NULL);
+		vm_set_user_memory_region(vm, SMM_SLOT, 0, KPT_GPA, 4096, mem);
+		vm_set_user_memory_region(vm, SMM_SLOT + 1, 0, KPT_GPA + 2 * 4096,
+					  (NPAGES - 2) * 4096, mem + 2 * 4096);
+	}
+	KPT_OK(kpt_unreg(kpt_dev, id));
+	kvm_vm_free(vm);
+}
+
 /* A memslot of the second address space alone cannot be tracked. */
 static void only_in_smm(void)
 {
@@ -152,6 +186,7 @@ static void only_in_smm(void)
 
 static const struct kpt_test tests[] = {
 	{ "writes in SMM and outside arrive alike", writes_in_smm },
+	{ "a range is protected in SMM and outside", range_in_smm },
 	{ "a page of the SMM address space alone: -EINVAL", only_in_smm },
 };
 

@@ -322,6 +322,23 @@ u64 kpt_apic_bytes_fd(int vm_fd)
 	return bytes;
 }
 
+int kpt_probe(const char *symbol, u32 op)
+{
+	struct kpt_probe p = { .op = op };
+
+	if (symbol)
+		snprintf(p.symbol, sizeof(p.symbol), "%s", symbol);
+	return ioctl(kpt_stock, KPT_PROBE, &p) ? -errno : 0;
+}
+
+u64 kpt_probe_hits(void)
+{
+	struct kpt_probe p = { .op = KPT_PROBE_LOOK };
+
+	TEST_ASSERT(!ioctl(kpt_stock, KPT_PROBE, &p), "KPT_PROBE: errno %d", errno);
+	return p.hits;
+}
+
 void kpt_pages_fd(int vm_fd, u32 as_id, u64 gfn, u64 nr, struct kpt_page *pages)
 {
 	struct kpt_pages p = {

@@ -112,6 +112,13 @@ struct kpt_inspect kpt_inspect_fd(int vm_fd, u32 as_id, u64 gfn);
 u64 kpt_apic_bytes_fd(int vm_fd);
 void kpt_pages_fd(int vm_fd, u32 as_id, u64 gfn, u64 nr, struct kpt_page *pages);
 
+/*
+ * Puts a kprobe on a function of KVM (enum kpt_probe_op), there is one at a time;
+ * how often it has been called since.
+ */
+int kpt_probe(const char *symbol, u32 op);
+u64 kpt_probe_hits(void);
+
 static inline int kpt_add(struct kvm_vm *vm, u64 gfn)
 {
 	return kpt_call(kpt_dev, KPT_OP_ADD_PAGE, vm, gfn);

@@ -84,10 +84,7 @@ static void done(void)
 
 static int probe(const char *symbol, bool on)
 {
-	struct kpt_probe p = { .on = on };
-
-	snprintf(p.symbol, sizeof(p.symbol), "%s", symbol);
-	return ioctl(kpt_stock, KPT_PROBE, &p) ? -errno : 0;
+	return kpt_probe(symbol, on ? KPT_PROBE_OCCUPY : KPT_PROBE_OFF);
 }
 
 /*

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "kpt_lib.h"
 
@@ -271,6 +272,108 @@ static void at_the_same_time(void)
 	kvm_vm_free(vm);
 }
 
+/* Blocks of as many pages as a word has bits are protected in one walk. */
+#define BLOCK	64
+#define AT_ONCE	"kvm_tdp_mmu_clear_dirty_pt_masked"
+
+static void need_tdp_mmu(void)
+{
+	if (!kpt_tdp())
+		kpt_skip("mappings of the TDP MMU only are protected at once");
+}
+
+static void protected_at_once(void)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	u64 hits;
+	int id, i;
+
+	need_tdp_mmu();
+	vm = kpt_vm(&vcpu, guest_sweeps, NPAGES, VM_MEM_SRC_ANONYMOUS);
+	id = kpt_reg(kpt_dev, vm, KPT_CLIENT, 0);
+	TEST_ASSERT(id >= 0, "register: %d", id);
+	KPT_EQ(sweep(vcpu, id), 0);
+
+	/* not with KVM_GET_DIRTY_LOG or the like: nobody else calls it here */
+	KPT_OK(kpt_probe(AT_ONCE, KPT_PROBE_COUNT));
+	for (i = 0; i < 3; i++) {
+		hits = kpt_probe_hits();
+		KPT_OK(add_range(vm, KPT_GFN, NPAGES));
+		KPT_EQ(kpt_probe_hits() - hits, (NPAGES + BLOCK - 1) / BLOCK);
+		KPT_EQ(sweep(vcpu, id), NPAGES);
+		KPT_OK(remove_range(vm, KPT_GFN, NPAGES));
+		KPT_EQ(sweep(vcpu, id), 0);
+	}
+
+	/* nothing left to protect, or next to nothing */
+	KPT_OK(add_range(vm, KPT_GFN, 3 * BLOCK));
+	hits = kpt_probe_hits();
+	KPT_OK(add_range(vm, KPT_GFN, 3 * BLOCK + 2));
+	KPT_EQ(kpt_probe_hits(), hits);
+	KPT_EQ(sweep(vcpu, id), 3 * BLOCK + 2);
+
+	/* pages between others that are tracked already; two are one by one */
+	KPT_OK(remove_range(vm, KPT_GFN, 3 * BLOCK));
+	KPT_OK(remove_range(vm, KPT_GFN + 30, 100));
+	KPT_EQ(sweep(vcpu, id), 3 * BLOCK + 2 - 100);
+	KPT_OK(add_range(vm, KPT_GFN, 3 * BLOCK));
+	KPT_EQ(kpt_probe_hits(), hits + 2);
+	KPT_EQ(sweep(vcpu, id), 3 * BLOCK + 2);
+	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
+	KPT_OK(kpt_unreg(kpt_dev, id));
+	kvm_vm_free(vm);
+}
+
+static void *writes_once(void *vcpu)
+{
+	u64 v;
+
+	TEST_ASSERT(kpt_run_sync(vcpu, &v), "the guest ended");
+	return NULL;
+}
+
+/*
+ * A vCPU has asked whether the page is tracked, when it was not, and is about to make
+ * its mapping writable again without mmu_lock, as it may where dirty logging has taken
+ * that away.  The range is added in between: the write must not get through untold.
+ */
+static void fault_on_its_way(void)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	pthread_t t;
+	int id, i;
+
+	need_tdp_mmu();
+	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
+		kpt_skip("somebody has to be held on another processor");
+	vm = kpt_vm(&vcpu, kpt_write_guest, NPAGES, VM_MEM_SRC_ANONYMOUS);
+	id = kpt_reg(kpt_dev, vm, KPT_CLIENT, 0);
+	TEST_ASSERT(id >= 0, "register: %d", id);
+	kpt_write(vcpu, 100);
+	vm_mem_region_set_flags(vm, KPT_SLOT, KVM_MEM_LOG_DIRTY_PAGES);
+
+	KPT_OK(kpt_probe("kvm_tdp_mmu_fast_pf_get_last_sptep", KPT_PROBE_HOLD));
+	pthread_create(&t, NULL, writes_once, vcpu);
+	for (i = 0; !kpt_probe_hits() && i < 1000; i++)
+		usleep(1000);
+	KPT_EQ(kpt_probe_hits(), 1);
+	KPT_OK(add_range(vm, KPT_GFN, 3 * BLOCK));
+	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
+	pthread_join(t, NULL);
+	KPT_EQ(kpt_counters(kpt_dev, id).writes, 1);
+	kpt_write(vcpu, 100);
+	KPT_EQ(kpt_counters(kpt_dev, id).writes, 2);
+
+	/* and back: what dirty logging has made read-only becomes writable fast */
+	KPT_OK(remove_range(vm, KPT_GFN, 3 * BLOCK));
+	kpt_write(vcpu, 100);
+	KPT_EQ(kpt_counters(kpt_dev, id).writes, 2);
+	KPT_OK(kpt_unreg(kpt_dev, id));
+	kvm_vm_free(vm);
+}
+
 int main(void)
 {
 	static const struct kpt_test tests[] = {
@@ -278,6 +381,8 @@ int main(void)
 		{ "a range in several memslots", several_memslots },
 		{ "all of a range or nothing", all_or_nothing },
 		{ "bad ranges: -EINVAL", bad_ranges },
+		{ "a block of pages is protected at once", protected_at_once },
+		{ "a fault on its way when a range is added", fault_on_its_way },
 		{ "ranges, and a guest that writes, at the same time",
 		  at_the_same_time, 120 },
 	};

@@ -267,16 +267,27 @@ struct kpt_pages {
 
 #define KPT_PAGES_MAX	4096
 
+enum kpt_probe_op {
+	KPT_PROBE_OFF,		/* take it off again; whoever is held goes on */
+	KPT_PROBE_OCCUPY,	/* with a post handler: shared with no one who replaces */
+	KPT_PROBE_COUNT,	/* count how often it is called */
+	KPT_PROBE_HOLD,		/* and hold who calls it first, for 10 s at most */
+	KPT_PROBE_LOOK,		/* only say what has been counted */
+};
+
 /**
- * struct kpt_probe - occupy a function of KVM (kpt_stock only)
+ * struct kpt_probe - put a kprobe on a function of KVM (kpt_stock only)
  * @symbol: the function
- * @on: put a kprobe with a post handler on it, or take it off again.  Such a
- *	probe shares a function with no one who replaces it.  There is one at a
- *	time; it goes with the module at the latest.
+ * @op: enum kpt_probe_op.  There is one probe at a time; it goes with the module at
+ *	the latest.  Who is held spins with preemption disabled: there has to be
+ *	another processor.
+ * @hits: out: how often it was called, for %KPT_PROBE_LOOK and %KPT_PROBE_OFF
  */
 struct kpt_probe {
 	char symbol[64];
-	__u32 on;
+	__u32 op;
+	__u32 pad;
+	__u64 hits;
 };
 
 #define KPT_CALL	_IOWR(KPT_IOC_MAGIC, 0x01, struct kpt_call)
@@ -285,7 +296,7 @@ struct kpt_probe {
 #define KPT_READ	_IOWR(KPT_IOC_MAGIC, 0x04, struct kpt_read)
 #define KPT_COUNTERS	_IOWR(KPT_IOC_MAGIC, 0x05, struct kpt_counters)
 #define KPT_INSPECT	_IOWR(KPT_IOC_MAGIC, 0x06, struct kpt_inspect)
-#define KPT_PROBE	_IOW(KPT_IOC_MAGIC, 0x07, struct kpt_probe)
+#define KPT_PROBE	_IOWR(KPT_IOC_MAGIC, 0x07, struct kpt_probe)
 #define KPT_PAGES	_IOW(KPT_IOC_MAGIC, 0x08, struct kpt_pages)
 
 #endif /* KPT_CLIENT_H */

@@ -8,6 +8,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/kprobes.h>
+#include <linux/timekeeping.h>
 #include <linux/kvm_host.h>
 #ifdef CONFIG_KVM_EXTERNAL_WRITE_TRACKING
 #include <asm/kvm_page_track.h>
@@ -268,21 +269,55 @@ out:
 	return r;
 }
 
+static struct kprobe kpt_kprobe;
+static char kpt_symbol[64];
+static DEFINE_MUTEX(kpt_probe_lock);
+static atomic64_t kpt_hits;
+static bool kpt_hold;
+
 static void kpt_post_handler(struct kprobe *p, struct pt_regs *regs,
 			     unsigned long flags)
 {
 }
 
-static struct kprobe kpt_kprobe;
-static char kpt_symbol[64];
-static DEFINE_MUTEX(kpt_probe_lock);
+static int kpt_pre_handler(struct kprobe *p, struct pt_regs *regs)
+{
+	u64 until = ktime_get_mono_fast_ns() + 10 * NSEC_PER_SEC;
+
+	if (atomic64_inc_return(&kpt_hits) != 1)
+		return 0;
+	while (READ_ONCE(kpt_hold) && ktime_get_mono_fast_ns() < until)
+		cpu_relax();
+	return 0;
+}
 
 static void kpt_probe_off(void)
 {
 	if (!kpt_symbol[0])
 		return;
+	WRITE_ONCE(kpt_hold, false);
 	unregister_kprobe(&kpt_kprobe);
 	kpt_symbol[0] = 0;
+}
+
+static int kpt_probe_on(const struct kpt_probe *probe)
+{
+	int r;
+
+	kpt_probe_off();
+	strscpy(kpt_symbol, probe->symbol);
+	memset(&kpt_kprobe, 0, sizeof(kpt_kprobe));
+	kpt_kprobe.symbol_name = kpt_symbol;
+	if (probe->op == KPT_PROBE_OCCUPY)
+		kpt_kprobe.post_handler = kpt_post_handler;
+	else
+		kpt_kprobe.pre_handler = kpt_pre_handler;
+	atomic64_set(&kpt_hits, 0);
+	WRITE_ONCE(kpt_hold, probe->op == KPT_PROBE_HOLD);
+	r = register_kprobe(&kpt_kprobe);
+	if (r)
+		kpt_symbol[0] = 0;
+	return r;
 }
 
 static long kpt_probe(struct kpt_probe __user *arg)
@@ -294,17 +329,17 @@ static long kpt_probe(struct kpt_probe __user *arg)
 		return -EFAULT;
 
 	mutex_lock(&kpt_probe_lock);
-	kpt_probe_off();
-	if (probe.on) {
-		strscpy(kpt_symbol, probe.symbol);
-		memset(&kpt_kprobe, 0, sizeof(kpt_kprobe));
-		kpt_kprobe.symbol_name = kpt_symbol;
-		kpt_kprobe.post_handler = kpt_post_handler;
-		r = register_kprobe(&kpt_kprobe);
-		if (r)
-			kpt_symbol[0] = 0;
-	}
+	if (probe.op == KPT_PROBE_OFF)
+		kpt_probe_off();
+	else if (probe.op < KPT_PROBE_LOOK)
+		r = kpt_probe_on(&probe);
+	else if (probe.op != KPT_PROBE_LOOK)
+		r = -EDOM;
+	probe.hits = atomic64_read(&kpt_hits);
 	mutex_unlock(&kpt_probe_lock);
+
+	if (copy_to_user(arg, &probe, sizeof(probe)))
+		return -EFAULT;
 	return r;
 }
 

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Adding and removing many pages at once, all or none.
+//!
+//! A range is changed block by block: the pages for which a word has bits. What can be done once for a
+//! block is: one look at who has more large pages, one write protection.
+//!
+//! C has no ranges. What a range does to each of its pages is in [`crate::tracker`]; the write
+//! protection answers to `kvm_tdp_mmu_clear_dirty_pt_masked()` in `arch/x86/kvm/mmu/tdp_mmu.c`.
+
+use crate::inline_atomic::smp_mb;
+use crate::kernel_api::eopnotsupp;
+use crate::kvm::{Block, Gfn, Kvm, Memslot, MmuWrite, Pages, Section, Slots};
+use crate::tracker::{add_locked, changeable, last_of, remove_locked};
+use crate::{memslot, owners, vm};
+use kernel::prelude::*;
+
+/// Tracks guest writes to a range of pages, or to none (`kvm_page_track_add_range()`). Sleeps.
+///
+/// # Errors
+///
+/// As [`crate::tracker::add`].
+pub(crate) fn add(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
+    if !kvm.can_track() {
+        return Err(eopnotsupp());
+    }
+    let last = last_of(gfn, npages)?;
+    loop {
+        let read = kvm.read_slots();
+        let missing = without_counters(read.slots(), gfn, last)?;
+        vm::find_or_create(kvm)?;
+        let Some(missing) = missing else {
+            return change::<Add>(read.section(), gfn, last);
+        };
+        drop(read);
+        memslot::ensure_counters(kvm, missing)?;
+    }
+}
+
+/// Takes back one add of each page of a range, or none (`kvm_page_track_remove_range()`). Sleeps.
+///
+/// # Errors
+///
+/// As [`crate::tracker::remove`].
+pub(crate) fn remove(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
+    if !kvm.can_track() {
+        return Err(eopnotsupp());
+    }
+    let last = last_of(gfn, npages)?;
+    let read = kvm.read_slots();
+    without_counters(read.slots(), gfn, last)?;
+    change::<Remove>(read.section(), gfn, last)
+}
+
+/// The first page of a range whose memslot has no counters, if all of the range can be changed.
+fn without_counters(slots: Slots<'_>, first: Gfn, last: Gfn) -> Result<Option<Gfn>> {
+    let mut missing = None;
+    let mut gfn = first;
+    loop {
+        let slot = changeable(slots, gfn)?.slot();
+        if slot.counters().is_none() {
+            missing.get_or_insert(gfn);
+        }
+        // The last page of the memslot.
+        let end = slot.base_gfn() + (slot.npages() - 1);
+        if end >= last {
+            return Ok(missing);
+        }
+        gfn = end + 1;
+    }
+}
+
+/// What happens to every block of a range.
+trait Change {
+    /// Whether the counts of all its pages allow it.
+    fn check(mmu: &MmuWrite<'_>, block: Block<'_>) -> Result;
+
+    /// Does it. True if TLBs have to be flushed.
+    fn apply(section: Section<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool;
+
+    /// Takes it back, as far as others allow. True if TLBs have to be flushed.
+    fn undo(section: Section<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool;
+}
+
+struct Add;
+
+impl Change for Add {
+    #[inline(always)]
+    fn check(mmu: &MmuWrite<'_>, block: Block<'_>) -> Result {
+        block
+            .look(|gfn, count| owners::after_add(count, || mmu.shadow_page_tables(gfn)).map(|_| ()))
+    }
+
+    #[inline(always)]
+    fn apply(section: Section<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool {
+        let two_spaces = section.slots().may_have(1);
+        let (mut new, mut new_to_others) = (block.none(), block.none());
+        block.recount(mmu, |gfn, before| {
+            if before == 0 {
+                new.insert(gfn);
+            }
+            if two_spaces && !owners::any_external(before, || mmu.shadow_page_tables(gfn)) {
+                new_to_others.insert(gfn);
+            }
+            // `check` has found room for one more.
+            before.saturating_add(1)
+        });
+        // As in `tracker::add_locked`, here for the whole block.
+        smp_mb();
+        mmu.disallow_large_pages(block);
+        let flush = write_protect(section, mmu, block.slot(), new);
+        flush | write_protect_other_space(section, mmu, new_to_others)
+    }
+
+    fn undo(_: Section<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool {
+        for page in block.pages() {
+            remove_locked(mmu, page).ok();
+        }
+        false
+    }
+}
+
+struct Remove;
+
+impl Change for Remove {
+    #[inline(always)]
+    fn check(mmu: &MmuWrite<'_>, block: Block<'_>) -> Result {
+        block.look(|gfn, count| {
+            owners::after_remove(count, || mmu.shadow_page_tables(gfn)).map(|_| ())
+        })
+    }
+
+    #[inline(always)]
+    fn apply(_: Section<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool {
+        // `check` has found counts that are not KVM's alone.
+        block.recount(mmu, |_, before| before.saturating_sub(1));
+        mmu.allow_large_pages(block);
+        false
+    }
+
+    fn undo(section: Section<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool {
+        let mut flush = false;
+        for page in block.pages() {
+            flush |= add_locked(section.slots(), mmu, page).unwrap_or(false);
+        }
+        flush
+    }
+}
+
+/// Makes the existing mappings of some pages of a block read-only, which are counted already. True if
+/// TLBs have to be flushed.
+///
+/// KVM can do that in one walk for all of them, as it does for dirty logging. But then they are left to
+/// the fast page fault, which does not ask again whether a page is tracked before it makes the mapping
+/// writable. So it is done where nobody can be on his way there: every fault that begins after the pages
+/// were counted finds them tracked, and goes to emulation; and those from before are over if no vCPU is
+/// between an exit and the next entry, or user space, which are the sections that [`Section`] is about.
+/// Otherwise, and where KVM has other mappings than those of the TDP MMU, page by page.
+fn write_protect(
+    section: Section<'_>,
+    mmu: &MmuWrite<'_>,
+    slot: &Memslot,
+    mut pages: Pages,
+) -> bool {
+    /// As many single walks cost more than the question.
+    const WORTH_ASKING: u32 = 4;
+    let at_once =
+        pages.len() >= WORTH_ASKING && mmu.can_clear_writable(slot) && section.is_the_only_one();
+    let mut flush = false;
+    while let Some(page) = pages.take_first().and_then(|gfn| slot.page(gfn)) {
+        flush |= mmu.write_protect(page);
+        if at_once {
+            // If one large page maps the block, it is protected by now, for good.
+            mmu.clear_writable(slot, pages);
+            return true;
+        }
+    }
+    flush
+}
+
+/// The same in address space 1, where other memslots may have the same pages.
+fn write_protect_other_space(section: Section<'_>, mmu: &MmuWrite<'_>, mut pages: Pages) -> bool {
+    let mut flush = false;
+    while let Some(gfn) = pages.first() {
+        match section.slots().find(1, gfn) {
+            Some(slot) => {
+                let here = pages.take_held_by(slot);
+                flush |= write_protect(section, mmu, slot, here);
+            }
+            None => {
+                pages.take_first();
+            }
+        }
+    }
+    flush
+}
+
+/// Changes every page of a range, or none: looks at all of them before the first is changed.
+///
+/// Only if `mmu_lock` was yielded to somebody who then changed a page of the range can one be refused
+/// half-way. What was done is undone then, except for pages that somebody else has meanwhile removed
+/// without having added them, or added up to the limit.
+#[inline(always)]
+fn change<C: Change>(section: Section<'_>, first: Gfn, last: Gfn) -> Result {
+    let mut mmu = section.kvm().lock_mmu();
+    for_blocks(section, &mut mmu, first, last, |mmu, block| {
+        C::check(mmu, block).map(|()| false)
+    })
+    .1?;
+    let (done, result) = for_blocks(section, &mut mmu, first, last, |mmu, block| {
+        if mmu.has_yielded() {
+            C::check(mmu, block)?;
+        }
+        Ok(C::apply(section, mmu, block))
+    });
+    if result.is_err() && done > first {
+        for_blocks(section, &mut mmu, first, done - 1, |mmu, block| {
+            Ok(C::undo(section, mmu, block))
+        })
+        .1
+        .ok();
+    }
+    result
+}
+
+/// Calls `f` for the blocks of a range up to the first that it refuses; returns where that begins.
+///
+/// `f` tells whether TLBs have to be flushed. That is done once for one hold of `mmu_lock`, which
+/// lasts for a block of pages, and longer only if nobody waits for it or for the processor.
+///
+/// The memslots were there, and not INVALID, when the read section had begun. One that becomes so
+/// meanwhile has the same counters, and is neither zapped nor moved before the section ends.
+#[inline(always)]
+fn for_blocks(
+    section: Section<'_>,
+    mmu: &mut MmuWrite<'_>,
+    first: Gfn,
+    last: Gfn,
+    mut f: impl FnMut(&MmuWrite<'_>, Block<'_>) -> Result<bool>,
+) -> (Gfn, Result) {
+    let mut flush = false;
+    let mut gfn = first;
+    let result = 'range: loop {
+        let Some(slot) = section.slots().find(0, gfn) else {
+            break Err(EINVAL);
+        };
+        while let Some(block) = slot.block(gfn, last) {
+            match f(mmu, block) {
+                Ok(needs_flush) => flush |= needs_flush,
+                Err(e) => break 'range Err(e),
+            }
+            if block.last() == last {
+                break 'range Ok(());
+            }
+            gfn = block.last() + 1;
+            if mmu.is_wanted() {
+                // Who gets the lock relies on it that read-only is read-only in every TLB.
+                if core::mem::take(&mut flush) {
+                    mmu.flush_tlbs();
+                }
+                mmu.yield_to_others();
+            }
+        }
+    };
+    if flush {
+        mmu.flush_tlbs();
+    }
+    (gfn, result)
+}
