@@ -1238,6 +1238,95 @@ mod tests {
     }
 
     #[test]
+    fn blocks_end_where_the_memslot_or_the_word_does() {
+        with_blank_slot(0x130, 0x60, |slot| {
+            let ends = |gfn, last| slot.block(gfn, last).map(|b| (b.first, b.last()));
+            assert_eq!(ends(0x130, 0x200), Some((0x130, 0x13f)));
+            assert_eq!(ends(0x140, 0x200), Some((0x140, 0x17f)));
+            assert_eq!(ends(0x180, 0x200), Some((0x180, 0x18f)));
+            assert_eq!(ends(0x145, 0x150), Some((0x145, 0x150)));
+            assert_eq!(ends(0x145, 0x145), Some((0x145, 0x145)));
+            assert_eq!(ends(0x145, 0x144), None);
+            assert_eq!(ends(0x12f, 0x200), None);
+            assert_eq!(ends(0x190, 0x200), None);
+        });
+    }
+
+    #[test]
+    fn a_block_has_the_counts_of_its_pages() {
+        with_blank_vm(|_, mmu| {
+            with_blank_slot(0x130, 0x60, |slot| {
+                let block = slot.block(0x145, 0x150).unwrap();
+                assert_eq!(block.look(|_, _| Ok(())), Err(ENOENT));
+                slot.alloc_counters().unwrap();
+                slot.counters().unwrap().set(mmu, 0x150, 9);
+                block.recount(mmu, |gfn, count| count + (gfn - 0x140) as u16);
+                for gfn in 0x130..0x190 {
+                    let by = if (0x145..=0x150).contains(&gfn) {
+                        (gfn - 0x140) as u16
+                    } else {
+                        0
+                    };
+                    let was = if gfn == 0x150 { 9 } else { 0 };
+                    assert_eq!(slot.counters().unwrap().get(gfn), was + by);
+                }
+                let seen = block.look(|gfn, count| match (gfn, count) {
+                    (0x150, 0x19) => Err(EBUSY),
+                    _ => Ok(()),
+                });
+                assert_eq!(seen, Err(EBUSY));
+                assert_eq!(block.pages().count(), 12);
+                assert!(block.pages().all(|page| slot.page(page.gfn()).is_some()));
+            });
+        });
+    }
+
+    #[test]
+    fn pages_come_in_order() {
+        with_blank_slot(0x130, 0x60, |slot| {
+            let mut pages = slot.block(0x145, 0x150).unwrap().none();
+            assert!(pages.is_empty() && pages.take_first().is_none());
+            for gfn in [0x17f, 0x140, 0x150, 0x140] {
+                pages.insert(gfn);
+            }
+            assert_eq!(pages.len(), 3);
+            with_blank_slot(0x141, 0x100, |other| {
+                let mut held = pages.take_held_by(other);
+                assert_eq!(held.take_first(), Some(0x150));
+                assert_eq!(held.take_first(), Some(0x17f));
+                assert_eq!(held.take_first(), None);
+            });
+            assert_eq!(pages.take_first(), Some(0x140));
+            assert!(pages.is_empty());
+        });
+    }
+
+    #[test]
+    fn large_pages_are_counted_where_they_begin() {
+        // Two large pages, and no more than the end of one.
+        let mut info = [const { [0i32; 4] }; LARGE_LEVELS];
+        with_blank_slot(0x3f0, 0x220, |slot| {
+            with_blank_vm(|_, mmu| {
+                for (level, info) in info.iter_mut().enumerate() {
+                    // SAFETY: The memslot is ours; an element is one `int`.
+                    unsafe {
+                        (*addr_of_mut!((*slot.as_ptr()).arch.lpage_info))[level] =
+                            info.as_mut_ptr().cast();
+                    }
+                }
+                mmu.disallow_large_pages(slot.block(0x3f0, 0x600).unwrap());
+                mmu.disallow_large_pages(slot.block(0x400, 0x402).unwrap());
+                mmu.disallow_large_page(slot.page(0x5ff).unwrap());
+                mmu.disallow_large_pages(slot.block(0x600, 0x60f).unwrap());
+                mmu.allow_large_pages(slot.block(0x600, 0x601).unwrap());
+                mmu.allow_large_page(slot.page(0x3ff).unwrap());
+            });
+        });
+        assert_eq!(info[0], [15, 4, 14, 0]);
+        assert_eq!(info[1], [33, 0, 0, 0]);
+    }
+
+    #[test]
     fn counters_change_hands() {
         with_blank_vm(|kvm, mmu| {
             with_blank_slot(0x100, 0x40, |old| {
