@@ -24,4 +24,4 @@ renamed() {
 	[ "$n" = 1 ] || die "$1 is $n times in $module, not once"
 }
 renamed kvm_page_track_create_memslot kvm_page_track_create_memsloT "$1"
-renamed kvm_mmu_gfn_allow_lpage kvm_mmu_gfn_allow_lpagE "$1"
+renamed kvm_mmu_slot_gfn_write_protect kvm_mmu_slot_gfn_write_protecT "$1"
