@@ -13,7 +13,14 @@
 
 #define NVCPUS	4
 
-/* Guest memory: page 0 is the one that is tracked, page 1 is not. */
+/*
+ * Guest memory: one page is tracked, alone or with all the others, the control
+ * page is only read.  Not the first: ranges treat that one apart.
+ */
+#define NPAGES	8
+#define GFN	(KPT_GFN + 3)
+#define OTHER	(KPT_GFN + 5)
+
 struct shared {
 	volatile u64 counter[NVCPUS];	/* vCPU n writes 1, 2, 3... to its own */
 	volatile u64 sum;		/* all of them: lock add */
@@ -24,7 +31,7 @@ struct control {
 	volatile u64 stop;	/* or up to anywhere */
 };
 
-#define SHARED	((struct shared *)KPT_GVA)
+#define SHARED	((struct shared *)(KPT_GVA + 0x3000))
 #define CONTROL	((struct control *)(KPT_GVA + 0x1000))
 
 static void guest_code(u64 id)
@@ -54,10 +61,10 @@ static struct kvm_vm *make(void)
 						   guest_code, vcpus);
 	int i;
 
-	kpt_vm_add_memory(vm, 4, VM_MEM_SRC_ANONYMOUS);
+	kpt_vm_add_memory(vm, NPAGES, VM_MEM_SRC_ANONYMOUS);
 	for (i = 0; i < NVCPUS; i++)
 		vcpu_args_set(vcpus[i], 1, i);
-	shared = addr_gpa2hva(vm, KPT_GPA);
+	shared = addr_gpa2hva(vm, GFN << 12);
 	control = addr_gpa2hva(vm, KPT_GPA + 0x1000);
 	events = calloc(MAX_EVENTS, sizeof(*events));
 	nr_events = 0;
@@ -130,11 +137,11 @@ static int values_of(int vcpu, u64 *value)
 
 	for (i = 0; i < nr_events; i++) {
 		struct kpt_event *e = &events[i];
-		u64 index = (e->gpa - KPT_GPA) / 8;
+		u64 index = (e->gpa - (GFN << 12)) / 8;
 
 		KPT_EQ(e->type, KPT_EV_WRITE);
 		KPT_EQ(e->len, 8);
-		TEST_ASSERT(e->gpa >= KPT_GPA && e->gpa % 8 == 0 &&
+		TEST_ASSERT(e->gpa >= GFN << 12 && e->gpa % 8 == 0 &&
 			    index <= NVCPUS, "event at %#llx", e->gpa);
 		if (index != (u64)vcpu)
 			continue;
@@ -162,11 +169,11 @@ static void whole_phases(void)
 		/* untracked, once, untracked, twice... */
 		adds = phase & 1 ? (phase + 1) / 2 : 0;
 		for (v = 0; v < (u64)adds; v++)
-			KPT_OK(kpt_add(vm, KPT_GFN));
+			KPT_OK(kpt_add(vm, GFN));
 		start((phase + 1) * PER_PHASE);
 		finish();
 		for (v = 0; v < (u64)adds; v++)
-			KPT_OK(kpt_remove(vm, KPT_GFN));
+			KPT_OK(kpt_remove(vm, GFN));
 		drain();
 		expect_phase((phase + 1) * PER_PHASE);
 		/* the counter and the sum */
@@ -195,7 +202,7 @@ struct window {
  * over, its event too (that of v may come too late to be one): everything in
  * between must have been delivered.
  */
-static void add_and_remove(void)
+static void with_windows(u32 add, u32 remove, u64 gfn, u64 nr)
 {
 	enum { WINDOWS = 60 };
 	struct kvm_vm *vm = make();
@@ -207,7 +214,7 @@ static void add_and_remove(void)
 	TEST_ASSERT(id >= 0, "register: %d", id);
 	start(-1);
 	for (i = 0; i < WINDOWS; i++) {
-		KPT_OK(kpt_add(vm, KPT_GFN));
+		KPT_OK(kpt_call_n(kpt_dev, add, vm, gfn, nr, NULL));
 		for (vcpu = 0; vcpu < NVCPUS; vcpu++)
 			w[i].from[vcpu] = shared->counter[vcpu];
 		/* longer on slow kernels */
@@ -217,7 +224,7 @@ static void add_and_remove(void)
 
 			w[i].to[vcpu] = v > w[i].from[vcpu] ? v - 1 : v;
 		}
-		KPT_OK(kpt_remove(vm, KPT_GFN));
+		KPT_OK(kpt_call_n(kpt_dev, remove, vm, gfn, nr, NULL));
 		drain();
 		usleep(1000 * (i % 4));
 	}
@@ -225,7 +232,7 @@ static void add_and_remove(void)
 	finish();
 	drain();
 	expect_memory();
-	KPT_EQ(kpt_count(vm, KPT_GFN), 0);
+	KPT_EQ(kpt_count(vm, GFN), 0);
 	KPT_EQ(kpt_counters(kpt_dev, id).writes, nr_events);
 
 	for (vcpu = 0; vcpu < NVCPUS; vcpu++) {
@@ -256,6 +263,19 @@ static void add_and_remove(void)
 	kvm_vm_free(vm);
 }
 
+static void add_and_remove(void)
+{
+	with_windows(KPT_OP_ADD_PAGE, KPT_OP_REMOVE_PAGE, GFN, 1);
+}
+
+static void add_and_remove_range(void)
+{
+	KPT_OK(kpt_probe("kvm_tdp_mmu_clear_dirty_pt_masked", KPT_PROBE_COUNT));
+	with_windows(KPT_OP_ADD_RANGE, KPT_OP_REMOVE_RANGE, KPT_GFN, NPAGES);
+	printf("# %lu ranges were protected at once\n", kpt_probe_hits());
+	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
+}
+
 static struct kvm_vm *the_vm;
 
 static void *add_remove_thread(void *arg)
@@ -263,10 +283,10 @@ static void *add_remove_thread(void *arg)
 	int i;
 
 	for (i = 0; i < 300; i++) {
-		KPT_OK(kpt_add(the_vm, KPT_GFN));
-		KPT_OK(kpt_add(the_vm, KPT_GFN + 2));
-		KPT_OK(kpt_remove(the_vm, KPT_GFN));
-		KPT_OK(kpt_remove(the_vm, KPT_GFN + 2));
+		KPT_OK(kpt_add(the_vm, GFN));
+		KPT_OK(kpt_add(the_vm, OTHER));
+		KPT_OK(kpt_remove(the_vm, GFN));
+		KPT_OK(kpt_remove(the_vm, OTHER));
 	}
 	return NULL;
 }
@@ -280,8 +300,8 @@ static void concurrent_users(void)
 	the_vm = make();
 	id = kpt_reg(kpt_dev, the_vm, KPT_NOTIFIER, 0);
 	TEST_ASSERT(id >= 0, "register: %d", id);
-	/* one that stays: page 0 is tracked all the time */
-	KPT_OK(kpt_add(the_vm, KPT_GFN));
+	/* one that stays: the page is tracked all the time */
+	KPT_OK(kpt_add(the_vm, GFN));
 	start(1000);
 	for (i = 0; i < 4; i++)
 		pthread_create(&t[i], NULL, add_remove_thread, NULL);
@@ -290,11 +310,11 @@ static void concurrent_users(void)
 	finish();
 	expect_phase(1000);
 	KPT_EQ(kpt_counters(kpt_dev, id).writes, 2 * NVCPUS * 1000);
-	KPT_EQ(kpt_count(the_vm, KPT_GFN), 1);
-	KPT_EQ(kpt_count(the_vm, KPT_GFN + 2), 0);
-	KPT_OK(kpt_remove(the_vm, KPT_GFN));
-	KPT_REFUSED(the_vm, KPT_GFN, kpt_remove(the_vm, KPT_GFN), ENOENT);
-	KPT_EQ(kpt_inspect(the_vm, 0, KPT_GFN).slot_sum, 0);
+	KPT_EQ(kpt_count(the_vm, GFN), 1);
+	KPT_EQ(kpt_count(the_vm, OTHER), 0);
+	KPT_OK(kpt_remove(the_vm, GFN));
+	KPT_REFUSED(the_vm, GFN, kpt_remove(the_vm, GFN), ENOENT);
+	KPT_EQ(kpt_inspect(the_vm, 0, GFN).slot_sum, 0);
 	KPT_OK(kpt_unreg(kpt_dev, id));
 	kvm_vm_free(the_vm);
 }
@@ -303,6 +323,7 @@ static const struct kpt_test tests[] = {
 	{ "events equal the writes of whole phases", whole_phases },
 	{ "no write is lost while the page is added and removed",
 	  add_and_remove, 120 },
+	{ "nor while a range of pages is", add_and_remove_range, 120 },
 	{ "several threads add and remove the same pages", concurrent_users },
 };
 
