@@ -40,12 +40,12 @@ static u64 one_by_one(struct kvm_vm *vm, u32 op)
 	return sum(ticks);
 }
 
-static u64 at_once(struct kvm_vm *vm, u32 op)
+static u64 at_once(struct kvm_vm *vm, u32 op, u32 flags)
 {
 	u64 ticks;
 	struct kpt_bench_run run = {
 		.op = op, .vm_fd = vm->fd, .gfn = BENCH_GFN, .pages = PAGES,
-		.nr = 1, .ticks = (u64)&ticks,
+		.nr = 1, .flags = flags, .ticks = (u64)&ticks,
 	};
 
 	bench_run(&run);
@@ -66,7 +66,7 @@ static bool module_has_ranges(void)
 	return has;
 }
 
-static void with(bool ranges, const char *how)
+static void with(bool ranges, u32 flags, const char *how)
 {
 	u64 adds[TIMES], removes[TIMES], flushes[TIMES];
 	struct kvm_vcpu *vcpu;
@@ -83,10 +83,10 @@ static void with(bool ranges, const char *how)
 	for (i = 0; i < TIMES; i++) {
 		bench_guest(vcpu);
 		flushes[i] = vm_get_stat(vm, remote_tlb_flush_requests);
-		adds[i] = ranges ? at_once(vm, KPT_BENCH_ADD_RANGE) :
+		adds[i] = ranges ? at_once(vm, KPT_BENCH_ADD_RANGE, flags) :
 				   one_by_one(vm, KPT_BENCH_ADD);
 		flushes[i] = vm_get_stat(vm, remote_tlb_flush_requests) - flushes[i];
-		removes[i] = ranges ? at_once(vm, KPT_BENCH_REMOVE_RANGE) :
+		removes[i] = ranges ? at_once(vm, KPT_BENCH_REMOVE_RANGE, flags) :
 				      one_by_one(vm, KPT_BENCH_REMOVE);
 	}
 	bench_row("insn", adds, TIMES, 1, "1,000 mapped pages: add, %s", how);
@@ -98,8 +98,10 @@ static void with(bool ranges, const char *how)
 
 void bench_ranges(void)
 {
-	bench_why = "the module allocates per 64 pages; timer interrupts";
-	with(false, "one by one");
-	if (!bench_rust || module_has_ranges())
-		with(bench_rust, "as a range");
+	bench_why = "timer interrupts";
+	with(false, 0, "one by one");
+	if (bench_rust && !module_has_ranges())
+		return;
+	with(bench_rust, 0, "as a range");
+	with(bench_rust, KPT_BENCH_BUSY, "as a range, while an exit is handled");
 }
