@@ -12,6 +12,7 @@
 
 use crate::bindings;
 use core::marker::PhantomData;
+use core::ops::Deref;
 use core::ptr::{addr_of, addr_of_mut, NonNull};
 use kernel::prelude::*;
 use kernel::sync::atomic::{atomic_store, Relaxed, Release};
@@ -231,15 +232,11 @@ impl Kvm {
     }
 
     /// Takes `mmu_lock` for write. Does not sleep (it does on PREEMPT_RT).
-    pub(crate) fn lock_mmu(&self) -> MmuWrite<'_> {
+    pub(crate) fn lock_mmu(&self) -> MmuGuard<'_> {
         // SAFETY: By the type invariant.
         unsafe { bindings::kpt_mmu_write_lock(self.as_ptr()) };
-        MmuWrite {
-            kvm: self,
-            unlock: true,
-            yielded: false,
-            _not_send: NotThreadSafe,
-        }
+        // SAFETY: It is held until the guard is dropped.
+        MmuGuard(unsafe { self.assume_mmu_locked() })
     }
 
     /// Takes `mmu_lock` for read. Does not sleep (it does on PREEMPT_RT).
@@ -310,10 +307,9 @@ impl Kvm {
     /// The caller does, until the token is dropped.
     #[inline(always)]
     pub(crate) unsafe fn assume_mmu_locked(&self) -> MmuWrite<'_> {
+        // INVARIANT: The caller's promise.
         MmuWrite {
             kvm: self,
-            unlock: false,
-            yielded: false,
             _not_send: NotThreadSafe,
         }
     }
@@ -536,12 +532,34 @@ impl Drop for SlotsArchLocked<'_> {
     }
 }
 
-/// `mmu_lock` held for write.
+/// Shows that `mmu_lock` is held for write.
+///
+/// # Invariants
+///
+/// It is, by this task, as long as the token is there.
 pub(crate) struct MmuWrite<'k> {
     kvm: &'k Kvm,
-    unlock: bool,
-    yielded: bool,
     _not_send: NotThreadSafe,
+}
+
+/// `mmu_lock` taken for write.
+pub(crate) struct MmuGuard<'k>(MmuWrite<'k>);
+
+impl<'k> Deref for MmuGuard<'k> {
+    type Target = MmuWrite<'k>;
+
+    #[inline(always)]
+    fn deref(&self) -> &MmuWrite<'k> {
+        &self.0
+    }
+}
+
+impl Drop for MmuGuard<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: The lock was taken in `lock_mmu`.
+        unsafe { bindings::kpt_mmu_write_unlock(self.kvm.as_ptr()) };
+    }
 }
 
 impl<'k> MmuWrite<'k> {
@@ -641,7 +659,7 @@ impl MmuWrite<'_> {
     }
 }
 
-impl MmuWrite<'_> {
+impl MmuGuard<'_> {
     /// Whether somebody waits for the lock, or for the processor.
     #[inline(always)]
     pub(crate) fn is_wanted(&self) -> bool {
@@ -649,21 +667,14 @@ impl MmuWrite<'_> {
         unsafe { bindings::kpt_mmu_is_wanted(self.kvm.as_ptr()) }
     }
 
-    /// Releases the lock and takes it again, after others. Only for tokens of [`Kvm::lock_mmu`].
+    /// Releases the lock and takes it again, after others.
     pub(crate) fn yield_to_others(&mut self) {
-        if self.unlock {
-            // SAFETY: The lock was taken in `lock_mmu`, by a task that may sleep without it.
-            unsafe { bindings::kpt_mmu_write_yield(self.kvm.as_ptr()) };
-            self.yielded = true;
-        }
+        // SAFETY: The lock was taken in `lock_mmu`, by a task that may sleep without it.
+        unsafe { bindings::kpt_mmu_write_yield(self.kvm.as_ptr()) };
     }
+}
 
-    /// Whether others may have had the lock since the token was made.
-    #[inline(always)]
-    pub(crate) fn has_yielded(&self) -> bool {
-        self.yielded
-    }
-
+impl MmuWrite<'_> {
     /// How much of the count of a frame of address space 0 is KVM's: its shadow pages of that guest
     /// page table.
     #[inline(always)]
@@ -691,16 +702,6 @@ impl Drop for MmuRead<'_> {
     fn drop(&mut self) {
         // SAFETY: The lock was taken in `lock_mmu_read`.
         unsafe { bindings::kpt_mmu_read_unlock(self.kvm.as_ptr()) };
-    }
-}
-
-impl Drop for MmuWrite<'_> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        if self.unlock {
-            // SAFETY: The lock was taken in `lock_mmu`.
-            unsafe { bindings::kpt_mmu_write_unlock(self.kvm.as_ptr()) };
-        }
     }
 }
 

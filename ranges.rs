@@ -10,7 +10,7 @@
 
 use crate::inline_atomic::smp_mb;
 use crate::kernel_api::eopnotsupp;
-use crate::kvm::{Block, Gfn, Kvm, Memslot, MmuWrite, Pages, Section, Slots};
+use crate::kvm::{Block, Gfn, Kvm, Memslot, MmuGuard, MmuWrite, Pages, Section, Slots};
 use crate::tracker::{add_locked, changeable, last_of, remove_locked};
 use crate::{memslot, owners, vm};
 use kernel::prelude::*;
@@ -195,6 +195,13 @@ fn write_protect_other_space(section: Section<'_>, mmu: &MmuWrite<'_>, mut pages
     flush
 }
 
+/// `mmu_lock`, held for a block of pages, and longer only if nobody waits for it or for the processor.
+struct Hold<'k> {
+    mmu: MmuGuard<'k>,
+    /// Whether others may have had it meanwhile.
+    yielded: bool,
+}
+
 /// Changes every page of a range, or none: looks at all of them before the first is changed.
 ///
 /// Only if `mmu_lock` was yielded to somebody who then changed a page of the range can one be refused
@@ -202,20 +209,23 @@ fn write_protect_other_space(section: Section<'_>, mmu: &MmuWrite<'_>, mut pages
 /// without having added them, or added up to the limit.
 #[inline(always)]
 fn change<C: Change>(section: Section<'_>, first: Gfn, last: Gfn) -> Result {
-    let mut mmu = section.kvm().lock_mmu();
-    for_blocks(section, &mut mmu, first, last, |mmu, block| {
-        C::check(mmu, block).map(|()| false)
+    let mut hold = Hold {
+        mmu: section.kvm().lock_mmu(),
+        yielded: false,
+    };
+    for_blocks(section, &mut hold, first, last, |hold, block| {
+        C::check(&hold.mmu, block).map(|()| false)
     })
     .1?;
-    let (done, result) = for_blocks(section, &mut mmu, first, last, |mmu, block| {
-        if mmu.has_yielded() {
-            C::check(mmu, block)?;
+    let (done, result) = for_blocks(section, &mut hold, first, last, |hold, block| {
+        if hold.yielded {
+            C::check(&hold.mmu, block)?;
         }
-        Ok(C::apply(section, mmu, block))
+        Ok(C::apply(section, &hold.mmu, block))
     });
     if result.is_err() && done > first {
-        for_blocks(section, &mut mmu, first, done - 1, |mmu, block| {
-            Ok(C::undo(section, mmu, block))
+        for_blocks(section, &mut hold, first, done - 1, |hold, block| {
+            Ok(C::undo(section, &hold.mmu, block))
         })
         .1
         .ok();
@@ -225,18 +235,17 @@ fn change<C: Change>(section: Section<'_>, first: Gfn, last: Gfn) -> Result {
 
 /// Calls `f` for the blocks of a range up to the first that it refuses; returns where that begins.
 ///
-/// `f` tells whether TLBs have to be flushed. That is done once for one hold of `mmu_lock`, which
-/// lasts for a block of pages, and longer only if nobody waits for it or for the processor.
+/// `f` tells whether TLBs have to be flushed. That is done once for one hold of `mmu_lock`.
 ///
 /// The memslots were there, and not INVALID, when the read section had begun. One that becomes so
 /// meanwhile has the same counters, and is neither zapped nor moved before the section ends.
 #[inline(always)]
 fn for_blocks(
     section: Section<'_>,
-    mmu: &mut MmuWrite<'_>,
+    hold: &mut Hold<'_>,
     first: Gfn,
     last: Gfn,
-    mut f: impl FnMut(&MmuWrite<'_>, Block<'_>) -> Result<bool>,
+    mut f: impl FnMut(&Hold<'_>, Block<'_>) -> Result<bool>,
 ) -> (Gfn, Result) {
     let mut flush = false;
     let mut gfn = first;
@@ -245,7 +254,7 @@ fn for_blocks(
             break Err(EINVAL);
         };
         while let Some(block) = slot.block(gfn, last) {
-            match f(mmu, block) {
+            match f(hold, block) {
                 Ok(needs_flush) => flush |= needs_flush,
                 Err(e) => break 'range Err(e),
             }
@@ -253,17 +262,18 @@ fn for_blocks(
                 break 'range Ok(());
             }
             gfn = block.last() + 1;
-            if mmu.is_wanted() {
+            if hold.mmu.is_wanted() {
                 // Who gets the lock relies on it that read-only is read-only in every TLB.
                 if core::mem::take(&mut flush) {
-                    mmu.flush_tlbs();
+                    hold.mmu.flush_tlbs();
                 }
-                mmu.yield_to_others();
+                hold.mmu.yield_to_others();
+                hold.yielded = true;
             }
         }
     };
     if flush {
-        mmu.flush_tlbs();
+        hold.mmu.flush_tlbs();
     }
     (gfn, result)
 }

@@ -17,6 +17,7 @@ use crate::kvm::{hash_64, Kvm, MmuWrite, Section};
 use crate::module_pin::ModulePin;
 use crate::notifier_list::{Client, Node, Nodes, NotifierList};
 use crate::provider::Place;
+use core::ops::Deref;
 use core::ptr::NonNull;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Relaxed, Release};
@@ -309,7 +310,10 @@ fn create(kvm: &Kvm) -> Result<&Vm> {
     create_with(kvm, || kvm.lock_mmu())
 }
 
-fn create_with<'k>(kvm: &'k Kvm, lock: impl Fn() -> MmuWrite<'k>) -> Result<&'k Vm> {
+fn create_with<'k, T>(kvm: &'k Kvm, lock: impl Fn() -> T) -> Result<&'k Vm>
+where
+    T: Deref<Target = MmuWrite<'k>>,
+{
     loop {
         if let Some(vm) = find_or_claim(&lock()) {
             return Ok(vm);
@@ -392,10 +396,20 @@ mod tests {
         CHAIN.iter().flat_map(entries).count()
     }
 
+    struct AsIfLocked<'k>(MmuWrite<'k>);
+
+    impl<'k> Deref for AsIfLocked<'k> {
+        type Target = MmuWrite<'k>;
+
+        fn deref(&self) -> &MmuWrite<'k> {
+            &self.0
+        }
+    }
+
     /// [`find_or_create`], for a VM whose lock cannot be taken.
     fn made(kvm: &Kvm) -> &Vm {
         // SAFETY: Nobody else knows the VM.
-        create_with(kvm, || unsafe { kvm.assume_mmu_locked() }).unwrap()
+        create_with(kvm, || AsIfLocked(unsafe { kvm.assume_mmu_locked() })).unwrap()
     }
 
     #[test]
