@@ -253,17 +253,20 @@ void kpt_srcu_read_unlock(struct srcu_struct *srcu, int idx)
 }
 
 /*
- * How many read sections are open: what SRCU itself counts to see that a grace
- * period is over, for both of its indices at once.  Unlocks first: whose unlock is
- * counted, his lock is counted too, so every section is that somebody is in whose
- * full barrier is behind him.  Whoever has it before him sees what the caller has
- * written.  Where readers do without that barrier (srcu_read_lock_fast()): more than
- * can be.
+ * How many read sections are open, by the counts that SRCU itself compares to see
+ * that a grace period is over, of both its indices.  As there: the unlocks are read
+ * first and a full barrier is in between, so that an unlock is counted only if its
+ * lock is.  The number may be too large, but not too small: for a section that it
+ * does not count, the full barrier of __srcu_read_lock() comes after the first one
+ * here, and what runs in it sees what the caller has written before.  Readers of
+ * srcu_read_lock_fast() have no such barrier; if the structure may have some, the
+ * answer is a number that no one expects.
  */
 unsigned long kpt_srcu_open_sections(struct srcu_struct *srcu)
 {
+	int flavors = READ_ONCE(srcu->srcu_reader_flavor);
 	unsigned long unlocks = 0, locks = 0;
-	int flavors = 0, cpu;
+	int cpu;
 
 	smp_mb();
 	for_each_possible_cpu(cpu) {

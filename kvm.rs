@@ -362,7 +362,7 @@ impl<'a> Section<'a> {
     /// Whether there was a moment during this call when no read section of the VM was open but one, this.
     ///
     /// Then whoever is in one afterwards has entered it after that moment, and sees what this task had
-    /// written before the call. No vCPU has handled an exit at that moment: it does in such sections.
+    /// written before the call. No vCPU was handling an exit at that moment: it does in such sections.
     pub(crate) fn is_the_only_one(self) -> bool {
         // SAFETY: By the invariant of `Kvm`, as in `Kvm::synchronize`.
         let open =
@@ -599,12 +599,13 @@ impl MmuWrite<'_> {
     ///
     /// It does if there are none but those of the TDP MMU, with A/D bits.
     pub(crate) fn can_clear_writable(&self, slot: &Memslot) -> bool {
-        // SAFETY: By the type invariants. KVM sets the flag before it makes the first mapping that is not
-        // the TDP MMU's, under the lock that is held; where that does not exist at all, every memslot
-        // has reverse mappings from the beginning.
+        // SAFETY: By the type invariants. The first mapping that is not the TDP MMU's is made under
+        // `mmu_lock`, and the flag is set before, so it is seen here. Where there is no TDP MMU, whose
+        // list would not be there either, every memslot has reverse mappings from the beginning. (KVM
+        // may be giving it some at this moment: before it sets the flag.)
         unsafe {
             !read_once(addr_of!((*self.kvm.as_ptr()).arch.shadow_root_allocated))
-                && (*addr_of!((*slot.as_ptr()).arch.rmap))[0].is_null()
+                && read_once(addr_of!((*slot.as_ptr()).arch.rmap[0])).is_null()
                 && bindings::kpt_tdp_mmu_has_ad_bits(self.kvm.as_ptr())
         }
     }
@@ -618,7 +619,8 @@ impl MmuWrite<'_> {
         if pages.is_empty() {
             return;
         }
-        // SAFETY: `mmu_lock` is held; the function looks at the memslot's address space only.
+        // SAFETY: `mmu_lock` is held, and there is a page. The function walks KVM's tables for the frames;
+        // of the memslot it looks at the address space only.
         unsafe {
             bindings::kpt_clear_writable(
                 self.kvm.as_ptr(),
@@ -825,11 +827,15 @@ impl Memslot {
             let index = (gfn >> shift) - (self.base_gfn() >> shift);
             // SAFETY: KVM allocated the arrays, one element per (partial) large page, before anybody but
             // it knew the memslot; by the caller's promise `index` is in bounds, and nobody else
-            // writes. A memslot's frames fit 31 bits times `u16::MAX` only in theory; KVM's own use of
-            // the count has the same limit.
+            // writes.
             unsafe {
                 let info = (*addr_of!((*self.as_ptr()).arch.lpage_info))[level].add(index as usize);
-                (*info).disallow_lpage = (*info).disallow_lpage.wrapping_add(count);
+                let before = (*info).disallow_lpage;
+                let after = before.wrapping_add(count);
+                (*info).disallow_lpage = after;
+                // The uppermost bit is KVM's flag for mixed attributes. As in C, 2^31 adds in one GiB
+                // would reach it.
+                kernel::warn_on!((before ^ after) < 0);
             }
         }
     }
@@ -977,15 +983,18 @@ impl<'s> Block<'s> {
 }
 
 /// Some frames of one block.
+///
+/// # Invariants
+///
+/// `base` is where the block begins; bit `i` of `bits` stands for the frame `base + i`.
 #[derive(Clone, Copy)]
 pub(crate) struct Pages {
     base: Gfn,
-    /// Bit `i` stands for the frame `base + i`.
     bits: u64,
 }
 
 impl Pages {
-    /// Includes a frame of the block.
+    /// Includes a frame of the block (one of another is taken for that of this in the same place).
     #[inline(always)]
     pub(crate) fn insert(&mut self, gfn: Gfn) {
         self.bits |= 1 << (gfn & BLOCK_MASK);

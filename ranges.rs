@@ -162,7 +162,7 @@ fn write_protect(
     slot: &Memslot,
     mut pages: Pages,
 ) -> bool {
-    /// As many single walks cost more than the question.
+    /// Fewer are not worth the question, which looks at every processor.
     const WORTH_ASKING: u32 = 4;
     let at_once =
         pages.len() >= WORTH_ASKING && mmu.can_clear_writable(slot) && section.is_the_only_one();
@@ -172,6 +172,7 @@ fn write_protect(
         if at_once {
             // If one large page maps the block, it is protected by now, for good.
             mmu.clear_writable(slot, pages);
+            // Nobody says whether a mapping has changed; one flush for all costs less than their walks.
             return true;
         }
     }

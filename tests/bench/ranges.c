@@ -3,6 +3,8 @@
  * Many pages at once: C has single calls only, the module may have
  * kvm_page_track_add_range().
  */
+#include <sys/mman.h>
+
 #include "bench.h"
 #include "kpt_lib.h"
 
@@ -66,9 +68,10 @@ static bool module_has_ranges(void)
 	return has;
 }
 
-static void with(bool ranges, u32 flags, const char *how)
+static void with(bool ranges, u32 flags, bool mapped, const char *how)
 {
 	u64 adds[TIMES], removes[TIMES], flushes[TIMES];
+	const char *what = mapped ? "mapped" : "unmapped";
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 	u32 i;
@@ -82,6 +85,9 @@ static void with(bool ranges, u32 flags, const char *how)
 
 	for (i = 0; i < TIMES; i++) {
 		bench_guest(vcpu);
+		if (!mapped)
+			TEST_ASSERT(!madvise(addr_gpa2hva(vm, BENCH_GPA), PAGES * 4096,
+					     MADV_DONTNEED), "madvise: %d", errno);
 		flushes[i] = vm_get_stat(vm, remote_tlb_flush_requests);
 		adds[i] = ranges ? at_once(vm, KPT_BENCH_ADD_RANGE, flags) :
 				   one_by_one(vm, KPT_BENCH_ADD);
@@ -89,19 +95,22 @@ static void with(bool ranges, u32 flags, const char *how)
 		removes[i] = ranges ? at_once(vm, KPT_BENCH_REMOVE_RANGE, flags) :
 				      one_by_one(vm, KPT_BENCH_REMOVE);
 	}
-	bench_row("insn", adds, TIMES, 1, "1,000 mapped pages: add, %s", how);
+	bench_row("insn", adds, TIMES, 1, "1,000 %s pages: add, %s", what, how);
 	bench_row("flushes", flushes, TIMES, 1,
-		  "1,000 mapped pages: remote TLB flushes, %s", how);
-	bench_row("insn", removes, TIMES, 1, "1,000 mapped pages: remove, %s", how);
+		  "1,000 %s pages: remote TLB flushes, %s", what, how);
+	bench_row("insn", removes, TIMES, 1, "1,000 %s pages: remove, %s", what,
+		  how);
 	kvm_vm_free(vm);
 }
 
 void bench_ranges(void)
 {
 	bench_why = "timer interrupts";
-	with(false, 0, "one by one");
+	with(false, 0, true, "one by one");
 	if (bench_rust && !module_has_ranges())
 		return;
-	with(bench_rust, 0, "as a range");
-	with(bench_rust, KPT_BENCH_BUSY, "as a range, while an exit is handled");
+	with(bench_rust, 0, true, "as a range");
+	with(bench_rust, KPT_BENCH_BUSY, true,
+	     "as a range, while an exit is handled");
+	with(bench_rust, 0, false, "as a range");
 }

@@ -276,10 +276,42 @@ static void at_the_same_time(void)
 #define BLOCK	64
 #define AT_ONCE	"kvm_tdp_mmu_clear_dirty_pt_masked"
 
+static bool is_on(const char *parameter)
+{
+	FILE *f = fopen(parameter, "r");
+	bool on = !f || fgetc(f) == 'Y';
+
+	if (f)
+		fclose(f);
+	return on;
+}
+
 static void need_tdp_mmu(void)
 {
-	if (!kpt_tdp())
-		kpt_skip("mappings of the TDP MMU only are protected at once");
+	if (!kpt_tdp() || !is_on("/sys/module/kvm/parameters/tdp_mmu") ||
+	    !is_on("/sys/module/kvm_intel/parameters/eptad"))
+		kpt_skip("only mappings of the TDP MMU, with A/D bits, are protected at once");
+}
+
+/*
+ * Adds a range and takes it back until its blocks are protected in @n walks.  Whoever
+ * reads memslots meanwhile, as the kernel does when it ages or moves memory, makes
+ * it more: not every time.
+ */
+static void added_in_walks(struct kvm_vm *vm, u64 gfn, u64 nr, u64 n)
+{
+	u64 hits;
+	int i;
+
+	for (i = 0; i < 20; i++) {
+		hits = kpt_probe_hits();
+		KPT_OK(add_range(vm, gfn, nr));
+		hits = kpt_probe_hits() - hits;
+		if (hits == n)
+			return;
+		KPT_OK(remove_range(vm, gfn, nr));
+	}
+	TEST_FAIL("%lu walks, not %lu", hits, n);
 }
 
 static void protected_at_once(void)
@@ -287,24 +319,18 @@ static void protected_at_once(void)
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 	u64 hits;
-	int id, i;
+	int id;
 
 	need_tdp_mmu();
 	vm = kpt_vm(&vcpu, guest_sweeps, NPAGES, VM_MEM_SRC_ANONYMOUS);
 	id = kpt_reg(kpt_dev, vm, KPT_CLIENT, 0);
 	TEST_ASSERT(id >= 0, "register: %d", id);
 	KPT_EQ(sweep(vcpu, id), 0);
-
-	/* not with KVM_GET_DIRTY_LOG or the like: nobody else calls it here */
 	KPT_OK(kpt_probe(AT_ONCE, KPT_PROBE_COUNT));
-	for (i = 0; i < 3; i++) {
-		hits = kpt_probe_hits();
-		KPT_OK(add_range(vm, KPT_GFN, NPAGES));
-		KPT_EQ(kpt_probe_hits() - hits, (NPAGES + BLOCK - 1) / BLOCK);
-		KPT_EQ(sweep(vcpu, id), NPAGES);
-		KPT_OK(remove_range(vm, KPT_GFN, NPAGES));
-		KPT_EQ(sweep(vcpu, id), 0);
-	}
+	added_in_walks(vm, KPT_GFN, NPAGES, (NPAGES + BLOCK - 1) / BLOCK);
+	KPT_EQ(sweep(vcpu, id), NPAGES);
+	KPT_OK(remove_range(vm, KPT_GFN, NPAGES));
+	KPT_EQ(sweep(vcpu, id), 0);
 
 	/* nothing left to protect, or next to nothing */
 	KPT_OK(add_range(vm, KPT_GFN, 3 * BLOCK));
@@ -317,10 +343,38 @@ static void protected_at_once(void)
 	KPT_OK(remove_range(vm, KPT_GFN, 3 * BLOCK));
 	KPT_OK(remove_range(vm, KPT_GFN + 30, 100));
 	KPT_EQ(sweep(vcpu, id), 3 * BLOCK + 2 - 100);
-	KPT_OK(add_range(vm, KPT_GFN, 3 * BLOCK));
-	KPT_EQ(kpt_probe_hits(), hits + 2);
+	added_in_walks(vm, KPT_GFN, 3 * BLOCK, 2);
 	KPT_EQ(sweep(vcpu, id), 3 * BLOCK + 2);
 	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
+	KPT_OK(kpt_unreg(kpt_dev, id));
+	kvm_vm_free(vm);
+}
+
+static void large_pages(void)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	u64 large;
+	int id, i;
+
+	kpt_need_hugepages(2);
+	vm = __vm_create_with_one_vcpu(&vcpu, 64, guest_sweeps);
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS_HUGETLB_2MB, KPT_GPA,
+				    KPT_SLOT, 1024, 0);
+	virt_map_level(vm, KPT_GVA, KPT_GPA, 1024 * 4096, PG_LEVEL_2M);
+	id = kpt_reg(kpt_dev, vm, KPT_CLIENT, 0);
+	TEST_ASSERT(id >= 0, "register: %d", id);
+	large = vm_get_stat(vm, pages_2m);
+	for (i = 0; i < 2; i++) {
+		/* large for the first time, and again */
+		KPT_EQ(sweep(vcpu, id), 0);
+		KPT_EQ(vm_get_stat(vm, pages_2m) - large, 2);
+		KPT_OK(add_range(vm, KPT_GFN, NPAGES));
+		KPT_EQ(sweep(vcpu, id), NPAGES);
+		KPT_OK(remove_range(vm, KPT_GFN + 5, NPAGES - 5));
+		KPT_EQ(sweep(vcpu, id), 5);
+		KPT_OK(remove_range(vm, KPT_GFN, 5));
+	}
 	KPT_OK(kpt_unreg(kpt_dev, id));
 	kvm_vm_free(vm);
 }
@@ -329,34 +383,39 @@ static void *writes_once(void *vcpu)
 {
 	u64 v;
 
+	pin_self_to_cpu(1);
 	TEST_ASSERT(kpt_run_sync(vcpu, &v), "the guest ended");
 	return NULL;
 }
 
 /*
- * A vCPU has asked whether the page is tracked, when it was not, and is about to make
- * its mapping writable again without mmu_lock, as it may where dirty logging has taken
- * that away.  The range is added in between: the write must not get through untold.
+ * A vCPU has asked whether a page is tracked, when it was not, and is about to make
+ * its mapping writable again without mmu_lock, as it may where a range has been
+ * removed.  The range is added in between: the write must not get through untold.
  */
 static void fault_on_its_way(void)
 {
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 	pthread_t t;
+	u64 fast;
 	int id, i;
 
 	need_tdp_mmu();
 	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
 		kpt_skip("somebody has to be held on another processor");
+	pin_self_to_cpu(0);
 	vm = kpt_vm(&vcpu, kpt_write_guest, NPAGES, VM_MEM_SRC_ANONYMOUS);
 	id = kpt_reg(kpt_dev, vm, KPT_CLIENT, 0);
 	TEST_ASSERT(id >= 0, "register: %d", id);
 	kpt_write(vcpu, 100);
-	vm_mem_region_set_flags(vm, KPT_SLOT, KVM_MEM_LOG_DIRTY_PAGES);
+	KPT_OK(kpt_probe(AT_ONCE, KPT_PROBE_COUNT));
+	added_in_walks(vm, KPT_GFN, 3 * BLOCK, 3);
+	KPT_OK(remove_range(vm, KPT_GFN, 3 * BLOCK));
 
 	KPT_OK(kpt_probe("kvm_tdp_mmu_fast_pf_get_last_sptep", KPT_PROBE_HOLD));
 	pthread_create(&t, NULL, writes_once, vcpu);
-	for (i = 0; !kpt_probe_hits() && i < 1000; i++)
+	for (i = 0; !kpt_probe_hits() && i < 5000; i++)
 		usleep(1000);
 	KPT_EQ(kpt_probe_hits(), 1);
 	KPT_OK(add_range(vm, KPT_GFN, 3 * BLOCK));
@@ -366,9 +425,16 @@ static void fault_on_its_way(void)
 	kpt_write(vcpu, 100);
 	KPT_EQ(kpt_counters(kpt_dev, id).writes, 2);
 
-	/* and back: what dirty logging has made read-only becomes writable fast */
+	/* and what was protected at once becomes writable without mmu_lock */
 	KPT_OK(remove_range(vm, KPT_GFN, 3 * BLOCK));
 	kpt_write(vcpu, 100);
+	KPT_OK(kpt_probe(AT_ONCE, KPT_PROBE_COUNT));
+	added_in_walks(vm, KPT_GFN, 3 * BLOCK, 3);
+	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
+	KPT_OK(remove_range(vm, KPT_GFN, 3 * BLOCK));
+	fast = vcpu_get_stat(vcpu, pf_fast);
+	kpt_write(vcpu, 100);
+	KPT_EQ(vcpu_get_stat(vcpu, pf_fast) - fast, 1);
 	KPT_EQ(kpt_counters(kpt_dev, id).writes, 2);
 	KPT_OK(kpt_unreg(kpt_dev, id));
 	kvm_vm_free(vm);
@@ -382,6 +448,7 @@ int main(void)
 		{ "all of a range or nothing", all_or_nothing },
 		{ "bad ranges: -EINVAL", bad_ranges },
 		{ "a block of pages is protected at once", protected_at_once },
+		{ "a range over large pages", large_pages },
 		{ "a fault on its way when a range is added", fault_on_its_way },
 		{ "ranges, and a guest that writes, at the same time",
 		  at_the_same_time, 120 },
