@@ -8,7 +8,8 @@
 #include "kpt_lib.h"
 
 #define SMALL_GPA	0x10000000ULL	/* a memslot that stays */
-#define TIMES		3
+#define TIMES		11	/* of a small memslot */
+#define TIMES_LARGE	3
 #define TRACKED		16
 
 static void with(u64 size, bool trackers, const char *name)
@@ -17,13 +18,13 @@ static void with(u64 size, bool trackers, const char *name)
 	const char *how = trackers ? "with trackers" : "no trackers";
 	void *mem = bench_unbacked(size), *small = bench_unbacked(MiB);
 	struct kvm_vm *vm = vm_create_barebones();
+	u32 times = size > GiB ? TIMES_LARGE : TIMES, i;
 	struct bench_time t;
-	u32 i;
 
 	bench_slot(vm, 0, 0, SMALL_GPA, MiB, small);
 	if (trackers)
 		bench_do(KPT_BENCH_REGISTER, vm, 0, 1);
-	for (i = 0; i < TIMES; i++) {
+	for (i = 0; i < times; i++) {
 		bench_start(&t);
 		bench_slot(vm, BENCH_SLOT, 0, BENCH_GPA, size, mem);
 		create[i] = bench_stop(&t);
@@ -43,10 +44,10 @@ static void with(u64 size, bool trackers, const char *name)
 		gone[i] = bench_stop(&t);
 	}
 	bench_why = "memory allocation; waits for SRCU grace periods, others run";
-	bench_row("insn", create, TIMES, 1, "memslot: create, %s, %s", name, how);
-	bench_row("insn", dirty, TIMES, 1, "memslot: dirty log on, %s, %s", name, how);
-	bench_row("insn", clean, TIMES, 1, "memslot: dirty log off, %s, %s", name, how);
-	bench_row("insn", gone, TIMES, 1, "memslot: delete, %s, %s", name, how);
+	bench_row("insn", create, times, 1, "memslot: create, %s, %s", name, how);
+	bench_row("insn", dirty, times, 1, "memslot: dirty log on, %s, %s", name, how);
+	bench_row("insn", clean, times, 1, "memslot: dirty log off, %s, %s", name, how);
+	bench_row("insn", gone, times, 1, "memslot: delete, %s, %s", name, how);
 	kvm_vm_free(vm);
 	munmap(mem, size);
 	munmap(small, MiB);
