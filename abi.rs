@@ -208,10 +208,12 @@ unsafe extern "C" fn kvm_page_track_register_client(
     client: *mut bindings::kvm_page_track_client,
 ) -> c_int {
     from_result(|| {
+        // SAFETY: The caller's promise.
+        let kvm = unsafe { check(kvm, WRITE) }?;
+        notifier::check_process(kvm)?;
         let client = NonNull::new(client).ok_or(EINVAL)?;
         // SAFETY: The caller's promise.
-        let (kvm, client) = unsafe { (check(kvm, WRITE)?, Client::from_ptr(client)) };
-        notifier::register_client(kvm, client).map(|()| 0)
+        notifier::register_client(kvm, unsafe { Client::from_ptr(client) }).map(|()| 0)
     })
 }
 
@@ -267,10 +269,12 @@ pub(crate) unsafe extern "C" fn register_notifier(
     let _guard = guard::enter_if_locks_sleep();
     errno((|| {
         let kvm = NonNull::new(kvm).ok_or(EINVAL)?;
+        // SAFETY: The caller's promise.
+        let kvm = unsafe { Kvm::from_ptr(kvm) };
+        notifier::check_process(kvm)?;
         let node = NonNull::new(node).ok_or(EINVAL)?;
         // SAFETY: The caller's promise.
-        let (kvm, node) = unsafe { (Kvm::from_ptr(kvm), Node::from_ptr(node)) };
-        notifier::register(kvm, node)
+        notifier::register(kvm, unsafe { Node::from_ptr(node) })
     })())
 }
 

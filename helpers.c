@@ -79,14 +79,10 @@ void kpt_clear_writable(struct kvm *kvm, struct kvm_memory_slot *slot,
 	static_call(kpt_clear)(kvm, slot, gfn, mask, true);
 }
 
-void kpt_mmu_write_lock(struct kvm *kvm)
+/* Where it is inline; else Rust calls it. */
+void kpt_write_unlock(rwlock_t *lock)
 {
-	write_lock(&kvm->mmu_lock);
-}
-
-void kpt_mmu_write_unlock(struct kvm *kvm)
-{
-	write_unlock(&kvm->mmu_lock);
+	write_unlock(lock);
 }
 
 bool kpt_mmu_is_wanted(struct kvm *kvm)
@@ -268,6 +264,7 @@ unsigned long kpt_srcu_open_sections(struct srcu_struct *srcu)
 	unsigned long unlocks = 0, locks = 0;
 	int cpu;
 
+	/* Pairs with the one of __srcu_read_lock(): store buffering. */
 	smp_mb();
 	for_each_possible_cpu(cpu) {
 		const struct srcu_data *data = per_cpu_ptr(srcu->sda, cpu);
@@ -276,6 +273,7 @@ unsigned long kpt_srcu_open_sections(struct srcu_struct *srcu)
 		unlocks += atomic_long_read(&data->srcu_ctrs[0].srcu_unlocks) +
 			   atomic_long_read(&data->srcu_ctrs[1].srcu_unlocks);
 	}
+	/* Pairs with those of __srcu_read_lock() and __srcu_read_unlock(). */
 	smp_mb();
 	for_each_possible_cpu(cpu) {
 		const struct srcu_data *data = per_cpu_ptr(srcu->sda, cpu);

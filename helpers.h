@@ -27,8 +27,7 @@ void kpt_clear_writable(struct kvm *kvm, struct kvm_memory_slot *slot,
 			gfn_t gfn, unsigned long mask);
 
 /* kvm_host.h: locks and memslot lookups. */
-void kpt_mmu_write_lock(struct kvm *kvm);
-void kpt_mmu_write_unlock(struct kvm *kvm);
+void kpt_write_unlock(rwlock_t *lock);
 bool kpt_mmu_is_wanted(struct kvm *kvm);
 void kpt_mmu_write_yield(struct kvm *kvm);
 void kpt_mmu_read_lock(struct kvm *kvm);

@@ -14,9 +14,20 @@ use crate::bindings;
 use core::marker::PhantomData;
 use core::ops::Deref;
 use core::ptr::{addr_of, addr_of_mut, NonNull};
+use kernel::ffi::c_void;
 use kernel::prelude::*;
 use kernel::sync::atomic::{atomic_store, Relaxed, Release};
 use kernel::types::{NotThreadSafe, Opaque};
+
+// write_lock() and write_unlock() are macros for these.
+#[cfg(not(CONFIG_PREEMPT_RT = "y"))]
+use bindings::_raw_write_lock as write_lock;
+#[cfg(not(any(CONFIG_PREEMPT_RT = "y", CONFIG_INLINE_WRITE_UNLOCK = "y")))]
+use bindings::_raw_write_unlock as write_unlock;
+#[cfg(CONFIG_INLINE_WRITE_UNLOCK = "y")]
+use bindings::kpt_write_unlock as write_unlock;
+#[cfg(CONFIG_PREEMPT_RT = "y")]
+use bindings::{rt_write_lock as write_lock, rt_write_unlock as write_unlock};
 
 /// Guest frame number: a guest physical address in units of 4 KiB.
 pub(crate) type Gfn = u64;
@@ -47,6 +58,28 @@ unsafe fn read_once<T: Copy>(ptr: *const T) -> T {
 #[inline(always)]
 pub(crate) fn hash_64(value: u64, bits: u32) -> usize {
     (value.wrapping_mul(bindings::KPT_GOLDEN_RATIO_64) >> (u64::BITS - bits)) as usize
+}
+
+/// The address space of the task that runs (`current->mm`); NULL if it has none.
+///
+/// Two loads, where the kernel crate's `current!()` is a function call.
+#[inline(always)]
+fn current_mm() -> *const kernel::bindings::mm_struct {
+    extern "C" {
+        static current_task: *const c_void;
+    }
+    let task: *const kernel::bindings::task_struct;
+    // SAFETY: Loads this CPU's pointer to the task that runs, as `get_current()` does: on every CPU it is
+    // the same for one task, which is there as long as it runs. Nobody else writes its `mm`.
+    unsafe {
+        core::arch::asm!(
+            "movq %gs:{current}(%rip), {task}",
+            current = sym current_task,
+            task = lateout(reg) task,
+            options(att_syntax, pure, readonly, nostack, preserves_flags)
+        );
+        (*task).mm
+    }
 }
 
 /// Lets other tasks run (`cond_resched()`). Sleeps.
@@ -96,11 +129,9 @@ impl Kvm {
     /// Whether the caller's address space is the one the VM's memory lives in.
     #[inline(always)]
     pub(crate) fn mm_is_current(&self) -> bool {
-        kernel::current!().mm().is_some_and(|current| {
-            // SAFETY: By the type invariant; the field is written once, when the VM is created.
-            let mm = unsafe { read_once(addr_of!((*self.as_ptr()).mm)) };
-            core::ptr::addr_eq(current.as_raw(), mm)
-        })
+        // SAFETY: By the type invariant; the field is written once, when the VM is created, and not NULL.
+        let mm = unsafe { read_once(addr_of!((*self.as_ptr()).mm)) };
+        core::ptr::addr_eq(mm, current_mm())
     }
 
     /// Whether guest writes can be intercepted: KVM can emulate them and sees the guest's memory.
@@ -231,10 +262,16 @@ impl Kvm {
         Slots { kvm: self }
     }
 
+    #[inline(always)]
+    fn mmu_lock(&self) -> *mut bindings::rwlock_t {
+        // SAFETY: By the type invariant; only the address is taken.
+        unsafe { addr_of_mut!((*self.as_ptr()).mmu_lock) }
+    }
+
     /// Takes `mmu_lock` for write. Does not sleep (it does on PREEMPT_RT).
     pub(crate) fn lock_mmu(&self) -> MmuGuard<'_> {
         // SAFETY: By the type invariant.
-        unsafe { bindings::kpt_mmu_write_lock(self.as_ptr()) };
+        unsafe { write_lock(self.mmu_lock()) };
         // SAFETY: It is held until the guard is dropped.
         MmuGuard(unsafe { self.assume_mmu_locked() })
     }
@@ -558,7 +595,7 @@ impl Drop for MmuGuard<'_> {
     #[inline(always)]
     fn drop(&mut self) {
         // SAFETY: The lock was taken in `lock_mmu`.
-        unsafe { bindings::kpt_mmu_write_unlock(self.kvm.as_ptr()) };
+        unsafe { write_unlock(self.kvm.mmu_lock()) };
     }
 }
 

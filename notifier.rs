@@ -10,7 +10,7 @@
 use crate::guard;
 use crate::inline_atomic::increment;
 use crate::kernel_api::eopnotsupp;
-use crate::kvm::{gpa_to_gfn, Gpa, Kvm, Memslot, MmuWrite, Section, VcpuSection};
+use crate::kvm::{gpa_to_gfn, Gpa, Kvm, Memslot, MmuGuard, MmuWrite, Section, VcpuSection};
 use crate::memslot;
 use crate::module_pin::ModulePin;
 use crate::notifier_list::{Client, Node, Nodes, Written};
@@ -19,34 +19,80 @@ use crate::vm::{self, VmSection};
 use kernel::prelude::*;
 
 /// What every registration checks first.
-fn check(kvm: &Kvm) -> Result {
-    if !kvm.mm_is_current() {
-        return Err(ESRCH);
+///
+/// # Errors
+///
+/// `ESRCH` if the VM is another process's.
+#[inline(always)]
+pub(crate) fn check_process(kvm: &Kvm) -> Result {
+    if kvm.mm_is_current() {
+        Ok(())
+    } else {
+        Err(ESRCH)
     }
-    if !kvm.can_track() {
-        return Err(eopnotsupp());
-    }
-    Ok(())
 }
 
-/// Registers one of upstream's notifiers (`kvm_page_track_register_notifier()`). Sleeps.
+/// Registers one of upstream's notifiers (`kvm_page_track_register_notifier()`) after
+/// [`check_process`]. Sleeps.
 ///
 /// Takes a reference to the VM, as C does. Pins the module while the VM has notifiers, unless C had
 /// been tracking it before us: then it takes them all back at rmmod. Allocates no counters.
 ///
 /// # Errors
 ///
-/// `ESRCH`, `EOPNOTSUPP`, `EAGAIN`, `ENOMEM`, `EEXIST` (also if another VM has it).
+/// `EOPNOTSUPP`, `EAGAIN`, `ENOMEM`, `EEXIST` (also if another VM has it).
 #[inline(always)]
 pub(crate) fn register(kvm: &Kvm, node: &Node) -> Result {
-    check(kvm)?;
     // Does not sleep, so it needs no guard.
-    link(kvm, node, false).or_else(|_| register_slow(kvm, node))
+    let mmu = kvm.lock_mmu();
+    // Where there is a notifier that C has not registered, the VM is known, and pins us.
+    if node.may_be_linked(&mmu) || provider::enabled_by_c(kvm) || !Notifiers::of(kvm).any() {
+        return register_first(mmu, node);
+    }
+    // SAFETY: It does not look linked.
+    unsafe { link(&mmu, node) };
+    Ok(())
+}
+
+/// Links a notifier into the list of the VM that is locked.
+///
+/// # Safety
+///
+/// The notifier is in no list of a VM that we know.
+#[inline(always)]
+unsafe fn link(mmu: &MmuWrite<'_>, node: &Node) {
+    // SAFETY: That the notifier was not registered before insmod, and is not being registered with
+    // another VM at this moment, is the contract of the C API; the rest is the caller's promise. The
+    // caller has a reference to the VM; nobody gives back the one taken here before the lock is
+    // released. Callbacks see the list in a section that `unregister` waits for (design, section 5,
+    // rule 3).
+    unsafe {
+        Notifiers::insert(mmu, node);
+        mmu.kvm().get();
+    }
+}
+
+/// Registers the first notifier of a VM, if nothing has to be allocated, and if it is plain that no list
+/// has it.
+#[cold]
+#[inline(never)]
+fn register_first(mmu: MmuGuard<'_>, node: &Node) -> Result {
+    if node.may_be_linked(&mmu) || prepare(&mmu).is_err() {
+        let kvm = mmu.kvm();
+        drop(mmu);
+        return register_slow(kvm, node);
+    }
+    // SAFETY: It does not look linked.
+    unsafe { link(&mmu, node) };
+    Ok(())
 }
 
 #[cold]
 #[inline(never)]
 fn register_slow(kvm: &Kvm, node: &Node) -> Result {
+    if !kvm.can_track() {
+        return Err(eopnotsupp());
+    }
     let _guard = guard::enter();
     let may_be_linked = node.may_be_linked(&kvm.lock_mmu());
     if may_be_linked {
@@ -59,44 +105,31 @@ fn register_slow(kvm: &Kvm, node: &Node) -> Result {
         })?;
     }
     vm::find_or_create(kvm)?;
-    link(kvm, node, may_be_linked)
-}
-
-/// Registers a notifier, if nothing has to be allocated (`ENOMEM`), and if it is plain that no list has
-/// it (`EEXIST`), or somebody has `looked`.
-#[inline(always)]
-fn link(kvm: &Kvm, node: &Node, looked: bool) -> Result {
     let mmu = kvm.lock_mmu();
-    if node.may_be_linked(&mmu) {
-        if !looked {
-            return Err(EEXIST);
-        }
-        // Somebody else may have registered it since.
-        if Notifiers::contains(&mmu, node) {
-            return Err(EEXIST);
-        }
+    // Somebody else may have registered it since.
+    if node.may_be_linked(&mmu) && (!may_be_linked || Notifiers::contains(&mmu, node)) {
+        return Err(EEXIST);
     }
-    // Where there is one that C has not registered, the VM is known, and pins us.
-    if provider::enabled_by_c(kvm) || !Notifiers::of(kvm).any() {
-        prepare(&mmu)?;
-    }
-    // SAFETY: The notifier is in no list of a VM that we know: that it was not registered before insmod,
-    // and is not being registered with another VM at this moment, is the contract of the C API. The
-    // caller has a reference to the VM; nobody gives back the one taken here before the lock is
-    // released. Callbacks see the list in a section that `unregister` waits for (design, section 5,
-    // rule 3).
-    unsafe {
-        Notifiers::insert(&mmu, node);
-        kvm.get();
-    }
+    prepare(&mmu)?;
+    // SAFETY: It does not look linked, or was looked for in all lists, and now in that of this VM.
+    unsafe { link(&mmu, node) };
     Ok(())
 }
 
-/// Prepares the VM that is locked for its first notifier.
+/// Prepares the VM that is locked for its first notifier, or for one beside C.
+///
+/// # Errors
+///
+/// `EOPNOTSUPP` if it cannot be tracked, `ENOMEM` if there is no entry for it, `EAGAIN` if the module is
+/// going away.
 #[inline(always)]
 fn prepare(mmu: &MmuWrite<'_>) -> Result {
+    let kvm = mmu.kvm();
+    if !kvm.can_track() {
+        return Err(eopnotsupp());
+    }
     let vm = vm::find_or_claim(mmu).ok_or(ENOMEM)?;
-    if provider::enabled_by_c(mmu.kvm()) {
+    if provider::enabled_by_c(kvm) {
         return Ok(());
     }
     vm.pin(mmu)
@@ -167,13 +200,15 @@ pub(crate) fn hand_over_all() {
     .ok();
 }
 
-/// Registers a client (`kvm_page_track_register_client()`). Sleeps.
+/// Registers a client (`kvm_page_track_register_client()`) after [`check_process`]. Sleeps.
 ///
 /// # Errors
 ///
 /// As [`register`].
 pub(crate) fn register_client(kvm: &Kvm, client: &Client) -> Result {
-    check(kvm)?;
+    if !kvm.can_track() {
+        return Err(eopnotsupp());
+    }
     // Before anything is made for it.
     if client.is_linked(&kvm.lock_mmu()) {
         return Err(EEXIST);

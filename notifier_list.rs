@@ -84,7 +84,7 @@ impl Node {
             addr_of!((*self.link()).pprev)
                 .cast::<u8>()
                 .add(HIGHEST_BYTE)
-                .read_volatile()
+                .read()
         };
         // helpers.c asserts that LIST_POISON2 is no such address.
         highest == 0xff

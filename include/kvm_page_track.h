@@ -180,12 +180,12 @@ int kvm_page_track_remove_page(struct kvm *kvm, gfn_t gfn,
  * @nr: number of pages, at least 1, every one in some memslot of address space 0
  * @mode: %KVM_PAGE_TRACK_WRITE
  *
- * All of the pages are added, or none.  TLBs are flushed once (also if no page was
- * mapped), unless somebody waits for kvm->mmu_lock or the processor meanwhile: the
- * lock is held for a bounded number of pages then.  (Only if others add or remove pages of the range
- * in such a moment, so that it has to be refused half-way, are some pages tracked
- * for a while that then are not.)  Pages of the range may be added and removed
- * one by one as well.
+ * All of the pages are added, or none.  TLBs are flushed once, also if no page was
+ * mapped; more often if somebody waits for kvm->mmu_lock or the processor meanwhile:
+ * the lock is held for a bounded number of pages then.  (Only if others add or remove
+ * pages of the range in such a moment, so that it has to be refused half-way, are
+ * some pages tracked for a while that then are not.)  Pages of the range may be added
+ * and removed one by one as well.
  *
  * Return: 0, -EINVAL, -EOVERFLOW, -ENOMEM, -EAGAIN, -EOPNOTSUPP.
  */
