@@ -304,8 +304,8 @@ mod tests {
         let einval = EINVAL.to_errno();
         with_blank_vm(|kvm, _| {
             let vm = kvm.as_ptr();
-            // SAFETY: A VM that is all zeroes and NULL pointers are what these calls must refuse
-            // before they look at anything.
+            // SAFETY: A VM that is blank, and of no process, and NULL pointers are what these calls must
+            // refuse before they look at anything else.
             unsafe {
                 assert_eq!(kvm_page_track_add_page(null_mut(), 0, WRITE), einval);
                 assert_eq!(kvm_page_track_remove_page(null_mut(), 0, WRITE), einval);
@@ -322,7 +322,8 @@ mod tests {
                     kvm_slot_page_track_remove_page(vm, no_slot, 0, WRITE),
                     einval
                 );
-                assert_eq!(kvm_page_track_register_client(vm, null_mut()), einval);
+                let esrch = ESRCH.to_errno();
+                assert_eq!(kvm_page_track_register_client(vm, null_mut()), esrch);
                 assert_eq!(
                     kvm_page_track_register_client(null_mut(), null_mut()),
                     einval

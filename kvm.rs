@@ -68,6 +68,7 @@ fn current_mm() -> *const kernel::bindings::mm_struct {
     extern "C" {
         static current_task: *const c_void;
     }
+    const _: () = assert!(cfg!(CONFIG_SMP = "y"), "per-CPU data is behind %gs");
     let task: *const kernel::bindings::task_struct;
     // SAFETY: Loads this CPU's pointer to the task that runs, as `get_current()` does: on every CPU it is
     // the same for one task, which is there as long as it runs. Nobody else writes its `mm`.
@@ -573,13 +574,13 @@ impl Drop for SlotsArchLocked<'_> {
 ///
 /// # Invariants
 ///
-/// It is, by this task, as long as the token is there.
+/// It is, by this task, whenever the token can be used.
 pub(crate) struct MmuWrite<'k> {
     kvm: &'k Kvm,
     _not_send: NotThreadSafe,
 }
 
-/// `mmu_lock` taken for write.
+/// `mmu_lock` taken for write. Lends its token, never gives it away.
 pub(crate) struct MmuGuard<'k>(MmuWrite<'k>);
 
 impl<'k> Deref for MmuGuard<'k> {
@@ -1213,11 +1214,13 @@ pub(crate) mod unit {
     use super::*;
     use kernel::alloc::KVBox;
 
-    /// Calls `f` with a VM that is all zeroes and nobody else knows, as if `mmu_lock` was held.
+    /// Calls `f` with a VM that is all zeroes but for its `mm` and nobody else knows, as if `mmu_lock` was held.
     pub(crate) fn with_blank_vm(f: impl FnOnce(&Kvm, &MmuWrite<'_>)) {
         // SAFETY: All zeroes is a value of these C structures.
         let blank = KVBox::<bindings::kvm>::new_uninit(GFP_KERNEL | __GFP_ZERO).unwrap();
         let ptr = NonNull::from(&*blank).cast::<bindings::kvm>();
+        // SAFETY: The memory is ours. A VM has an address space, here nobody's.
+        unsafe { (*ptr.as_ptr()).mm = NonNull::dangling().as_ptr() };
         // SAFETY: The memory outlives the call, and nobody else can lock or free this VM.
         let kvm = unsafe { Kvm::from_ptr(ptr) };
         // SAFETY: As above.

@@ -40,12 +40,14 @@ pub(crate) fn check_process(kvm: &Kvm) -> Result {
 ///
 /// # Errors
 ///
-/// `EOPNOTSUPP`, `EAGAIN`, `ENOMEM`, `EEXIST` (also if another VM has it).
+/// `EOPNOTSUPP` (asked before the first notifier of a VM), `EAGAIN`, `ENOMEM`, `EEXIST` (also if another
+/// VM has it).
 #[inline(always)]
 pub(crate) fn register(kvm: &Kvm, node: &Node) -> Result {
     // Does not sleep, so it needs no guard.
     let mmu = kvm.lock_mmu();
-    // Where there is a notifier that C has not registered, the VM is known, and pins us.
+    // Where there is a notifier that C has not registered, the VM is known, can be tracked, and pins us.
+    // (Unless it was left behind by a forced unload, which has asked its owner to take it back first.)
     if node.may_be_linked(&mmu) || provider::enabled_by_c(kvm) || !Notifiers::of(kvm).any() {
         return register_first(mmu, node);
     }

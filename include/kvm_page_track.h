@@ -29,7 +29,8 @@
  *   -EEXIST      register: registered already, with this VM or (through
  *                kvm_page_track.ko) another
  *   -EOPNOTSUPP  the VM's writes cannot be emulated or its memory is private
- *                (SEV, SEV-ES, SNP, TDX, software-protected VMs)
+ *                (SEV, SEV-ES, SNP, TDX, software-protected VMs).  Asked at every
+ *                add and client, and when a VM gets its first notifier
  */
 #ifndef _KVM_PAGE_TRACK_H
 #define _KVM_PAGE_TRACK_H

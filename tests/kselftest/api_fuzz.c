@@ -626,10 +626,12 @@ static void do_register(void)
 	note("register type %u id %d vm %d flags %#x%s", reg.type, reg.id, v,
 	     reg.flags, foreign ? " from another process" : "");
 
-	if (reg.flags & (KPT_REG_NULL_KVM | KPT_REG_NULL_NODE)) {
+	if (reg.flags & KPT_REG_NULL_KVM) {
 		want = -EINVAL;
 	} else if (foreign) {
 		want = -ESRCH;
+	} else if (reg.flags & KPT_REG_NULL_NODE) {
+		want = -EINVAL;
 	} else {
 		if (node->vm >= 0)
 			want = -EEXIST;

@@ -356,6 +356,23 @@ bool kpt_tdp(void)
 	return kvm_is_tdp_enabled();
 }
 
+/* A parameter of a module that may not be there. */
+static bool is_on(const char *parameter)
+{
+	FILE *f = fopen(parameter, "r");
+	bool on = !f || fgetc(f) == 'Y';
+
+	if (f)
+		fclose(f);
+	return on;
+}
+
+bool kpt_tdp_mmu(void)
+{
+	return kpt_tdp() && is_on("/sys/module/kvm/parameters/tdp_mmu") &&
+	       is_on("/sys/module/kvm_intel/parameters/eptad");
+}
+
 void kpt_vm_add_memory(struct kvm_vm *vm, u64 npages,
 		       enum vm_mem_backing_src_type src)
 {

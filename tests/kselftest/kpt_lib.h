@@ -68,6 +68,13 @@ int kpt_put(const char *path, const char *text);
 /* Nested paging (EPT, NPT) is on. */
 bool kpt_tdp(void);
 
+/*
+ * It is, and KVM maps by the TDP MMU, with A/D bits: then the pages of a range may be
+ * protected at once, by this function of KVM's.
+ */
+bool kpt_tdp_mmu(void);
+#define KPT_AT_ONCE	"kvm_tdp_mmu_clear_dirty_pt_masked"
+
 /* Modules, by their names.  0 or -errno as of the system call. */
 bool kpt_mod_loaded(const char *name);
 int kpt_mod_load(const char *name);

@@ -274,22 +274,10 @@ static void at_the_same_time(void)
 
 /* Blocks of as many pages as a word has bits are protected in one walk. */
 #define BLOCK	64
-#define AT_ONCE	"kvm_tdp_mmu_clear_dirty_pt_masked"
-
-static bool is_on(const char *parameter)
-{
-	FILE *f = fopen(parameter, "r");
-	bool on = !f || fgetc(f) == 'Y';
-
-	if (f)
-		fclose(f);
-	return on;
-}
 
 static void need_tdp_mmu(void)
 {
-	if (!kpt_tdp() || !is_on("/sys/module/kvm/parameters/tdp_mmu") ||
-	    !is_on("/sys/module/kvm_intel/parameters/eptad"))
+	if (!kpt_tdp_mmu())
 		kpt_skip("only mappings of the TDP MMU, with A/D bits, are protected at once");
 }
 
@@ -326,7 +314,7 @@ static void protected_at_once(void)
 	id = kpt_reg(kpt_dev, vm, KPT_CLIENT, 0);
 	TEST_ASSERT(id >= 0, "register: %d", id);
 	KPT_EQ(sweep(vcpu, id), 0);
-	KPT_OK(kpt_probe(AT_ONCE, KPT_PROBE_COUNT));
+	KPT_OK(kpt_probe(KPT_AT_ONCE, KPT_PROBE_COUNT));
 	added_in_walks(vm, KPT_GFN, NPAGES, (NPAGES + BLOCK - 1) / BLOCK);
 	KPT_EQ(sweep(vcpu, id), NPAGES);
 	KPT_OK(remove_range(vm, KPT_GFN, NPAGES));
@@ -364,17 +352,22 @@ static void large_pages(void)
 	virt_map_level(vm, KPT_GVA, KPT_GPA, 1024 * 4096, PG_LEVEL_2M);
 	id = kpt_reg(kpt_dev, vm, KPT_CLIENT, 0);
 	TEST_ASSERT(id >= 0, "register: %d", id);
+	KPT_OK(kpt_probe(KPT_AT_ONCE, KPT_PROBE_COUNT));
 	large = vm_get_stat(vm, pages_2m);
 	for (i = 0; i < 2; i++) {
 		/* large for the first time, and again */
 		KPT_EQ(sweep(vcpu, id), 0);
 		KPT_EQ(vm_get_stat(vm, pages_2m) - large, 2);
-		KPT_OK(add_range(vm, KPT_GFN, NPAGES));
+		if (kpt_tdp_mmu())
+			added_in_walks(vm, KPT_GFN, NPAGES, (NPAGES + BLOCK - 1) / BLOCK);
+		else
+			KPT_OK(add_range(vm, KPT_GFN, NPAGES));
 		KPT_EQ(sweep(vcpu, id), NPAGES);
 		KPT_OK(remove_range(vm, KPT_GFN + 5, NPAGES - 5));
 		KPT_EQ(sweep(vcpu, id), 5);
 		KPT_OK(remove_range(vm, KPT_GFN, 5));
 	}
+	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
 	KPT_OK(kpt_unreg(kpt_dev, id));
 	kvm_vm_free(vm);
 }
@@ -409,7 +402,7 @@ static void fault_on_its_way(void)
 	id = kpt_reg(kpt_dev, vm, KPT_CLIENT, 0);
 	TEST_ASSERT(id >= 0, "register: %d", id);
 	kpt_write(vcpu, 100);
-	KPT_OK(kpt_probe(AT_ONCE, KPT_PROBE_COUNT));
+	KPT_OK(kpt_probe(KPT_AT_ONCE, KPT_PROBE_COUNT));
 	added_in_walks(vm, KPT_GFN, 3 * BLOCK, 3);
 	KPT_OK(remove_range(vm, KPT_GFN, 3 * BLOCK));
 
@@ -428,7 +421,7 @@ static void fault_on_its_way(void)
 	/* and what was protected at once becomes writable without mmu_lock */
 	KPT_OK(remove_range(vm, KPT_GFN, 3 * BLOCK));
 	kpt_write(vcpu, 100);
-	KPT_OK(kpt_probe(AT_ONCE, KPT_PROBE_COUNT));
+	KPT_OK(kpt_probe(KPT_AT_ONCE, KPT_PROBE_COUNT));
 	added_in_walks(vm, KPT_GFN, 3 * BLOCK, 3);
 	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
 	KPT_OK(remove_range(vm, KPT_GFN, 3 * BLOCK));
