@@ -1123,6 +1123,7 @@ impl Counters<'_> {
 ///
 /// As long as `'a`, `slot` is unpublished, `slots_lock` and `slots_arch_lock` of `kvm` are held, and
 /// this task may take `mmu_lock`.
+#[derive(Clone, Copy)]
 pub(crate) struct NewSlot<'a> {
     kvm: &'a Kvm,
     slot: &'a Memslot,

@@ -88,19 +88,20 @@ pub(crate) fn ensure_counters(kvm: &Kvm, gfn: Gfn) -> Result {
 ///
 /// `EINVAL` if somebody cannot follow a move, `ENOMEM`. KVM makes `ENOMEM` of either.
 #[inline(always)]
-pub(crate) fn created(new: &NewSlot<'_>) -> Result {
-    // Where nobody has tracked for other modules, nothing can have to be carried over.
-    let may_carry = vm::find(new.kvm()).is_some() || provider::enabled_by_c(new.kvm());
+pub(crate) fn created(new: NewSlot<'_>) -> Result {
     let needs_counters = new.kvm().c_consults_counters();
-    if needs_counters || may_carry {
-        created_with_counters(new, needs_counters, may_carry)
+    // If C has been enabled to track for other modules, it needs them as well.
+    if needs_counters || vm::find(new.kvm()).is_some() {
+        created_with_counters(new, needs_counters)
     } else {
         Ok(())
     }
 }
 
 #[inline(never)]
-fn created_with_counters(new: &NewSlot<'_>, needs_counters: bool, may_carry: bool) -> Result {
+fn created_with_counters(new: NewSlot<'_>, needs_counters: bool) -> Result {
+    // Where nobody has tracked for other modules, nothing can have to be carried over.
+    let may_carry = vm::find(new.kvm()).is_some() || provider::enabled_by_c(new.kvm());
     let moved_from = may_carry.then(|| new.moved_from()).flatten();
     if moved_from.is_none() && !needs_counters {
         return Ok(());
@@ -126,7 +127,7 @@ fn created_with_counters(new: &NewSlot<'_>, needs_counters: bool, may_carry: boo
 ///
 /// External adds are in address space 0 only, and KVM's own counts are zero by now: the INVALID
 /// copy has made KVM zap every shadow page of the memslot.
-fn carry_over(section: Section<'_>, new: &NewSlot<'_>, old: &Memslot) -> Result {
+fn carry_over(section: Section<'_>, new: NewSlot<'_>, old: &Memslot) -> Result {
     if !notifier::all_follow_moves(section) {
         return Err(EINVAL);
     }
@@ -150,7 +151,7 @@ fn carry_over(section: Section<'_>, new: &NewSlot<'_>, old: &Memslot) -> Result 
 }
 
 /// A page is about to be tracked at a new place, where address space 1 may have it mapped writable.
-fn protect_other_space(new: &NewSlot<'_>, gfn: Gfn) {
+fn protect_other_space(new: NewSlot<'_>, gfn: Gfn) {
     if let Some(page) = new.slots().find(1, gfn).and_then(|slot| slot.page(gfn)) {
         let mmu = new.kvm().lock_mmu();
         if mmu.write_protect(page) {

@@ -118,7 +118,7 @@ pub(crate) unsafe extern "C" fn create_memslot(
 ) -> c_int {
     // SAFETY: As the caller promises.
     let new = unsafe { NewSlot::new(kvm, slot) };
-    from_result(|| memslot::created(&new).map(|()| 0))
+    from_result(|| memslot::created(new).map(|()| 0))
 }
 
 /// `__kvm_write_track_add_gfn()`: KVM shadows a guest page table. Sleeps on PREEMPT_RT only.
