@@ -22,9 +22,8 @@ ON_PURPOSE = {
     "a": (r"add: |remove: |kvm_page_track_(add|remove)_page: |register and first add|"
           r"1,000 mapped pages: (add|remove), one by one",
           "exact ownership of counts, which C lacks", 100),
-    "b": (r"register",
-          "a notifier that is registered already is refused; the first one of a VM pins the "
-          "module", None),
+    "b": (r"register: |register and first add",
+          "the first notifier of a VM pins the module", None),
     "c": (r"memslot: create|emulated write: untracked page, 0 notifiers",
           "the way to the module and back, where there is nothing to do", None),
 }
@@ -79,6 +78,8 @@ class Row:
         return number(self.value("rust") - self.value("c"))
 
     def marks(self):
+        if not (self.agrees("c") and self.agrees("rust")):
+            return []
         return [m for m, (rows, _, _) in ON_PURPOSE.items() if re.match(rows, self.name)]
 
     def show_more(self):
