@@ -19,7 +19,8 @@
  *
  * Errors.  A refused call changes no count, no mapping and no registration.
  *
- *   -EINVAL      NULL argument, unknown mode, gfn in no memslot
+ *   -EINVAL      NULL argument, unknown mode, gfn in no memslot, a range of no
+ *                pages or past the end of gfns
  *   -ENOENT      remove: no external user has added this page
  *   -EOVERFLOW   add: the limit of external users of one page is reached
  *   -ENOMEM      no memory for the counters; slot variants: not prepared
@@ -30,7 +31,7 @@
  *                kvm_page_track.ko) another
  *   -EOPNOTSUPP  the VM's writes cannot be emulated or its memory is private
  *                (SEV, SEV-ES, SNP, TDX, software-protected VMs).  Asked at every
- *                add and client, and when a VM gets its first notifier
+ *                call but the registration of a VM's further notifiers
  */
 #ifndef _KVM_PAGE_TRACK_H
 #define _KVM_PAGE_TRACK_H
@@ -181,12 +182,12 @@ int kvm_page_track_remove_page(struct kvm *kvm, gfn_t gfn,
  * @nr: number of pages, at least 1, every one in some memslot of address space 0
  * @mode: %KVM_PAGE_TRACK_WRITE
  *
- * All of the pages are added, or none.  TLBs are flushed once, also if no page was
- * mapped; more often if somebody waits for kvm->mmu_lock or the processor meanwhile:
+ * All of the pages are added, or none.  TLBs are flushed once, perhaps also if no page
+ * was mapped; more often if somebody waits for kvm->mmu_lock or the processor meanwhile:
  * the lock is held for a bounded number of pages then.  (Only if others add or remove
  * pages of the range in such a moment, so that it has to be refused half-way, are
  * some pages tracked for a while that then are not.)  Pages of the range may be added
- * and removed one by one as well.
+ * and removed one by one as well.  A callback may call this; it is slower there.
  *
  * Return: 0, -EINVAL, -EOVERFLOW, -ENOMEM, -EAGAIN, -EOPNOTSUPP.
  */
@@ -201,7 +202,9 @@ int kvm_page_track_add_range(struct kvm *kvm, gfn_t gfn, unsigned long nr,
  * @mode: %KVM_PAGE_TRACK_WRITE
  *
  * One add of every page is undone, or none: -ENOENT if a page of the range has
- * no external user.
+ * no external user.  (As with kvm_page_track_add_range(), others that add or remove
+ * pages of the range meanwhile may have it refused half-way: then some pages are not
+ * tracked for a while that then are again.)
  *
  * Return: 0, -EINVAL, -ENOENT, -EAGAIN, -EOPNOTSUPP.
  */

@@ -182,9 +182,9 @@ def summary(rows):
     less = sum(r.spread("rust")[1] < r.spread("c")[0] for r in rated)
     exact = [r for r in rows if r.unit == "insn"]
     agree = sum(r.agrees("c") and r.agrees("rust") for r in exact)
-    print(f"{len(rows)} rows, {len(rated)} with C and Rust: Rust costs less in {less}, "
-          f"the same in {len(rated) - less - more}, more in {more}; {agree} of {len(exact)} "
-          "rows of instructions the same in every round")
+    print(f"{len(rows)} rows, {len(rated)} with C and Rust: in every round Rust costs less in "
+          f"{less}, more in {more}; {agree} of {len(exact)} rows of instructions the same in "
+          "every round")
 
 
 def main():
