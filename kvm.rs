@@ -657,7 +657,7 @@ impl MmuWrite<'_> {
         if pages.is_empty() {
             return;
         }
-        // SAFETY: `mmu_lock` is held, and there is a page. The function walks KVM's tables for the frames;
+        // SAFETY: `mmu_lock` is held (design, section 5, rule 3), and there is a page. The function walks KVM's tables for the frames;
         // of the memslot it looks at the address space only.
         unsafe {
             bindings::kpt_clear_writable(
@@ -865,7 +865,7 @@ impl Memslot {
             let index = (gfn >> shift) - (self.base_gfn() >> shift);
             // SAFETY: KVM allocated the arrays, one element per (partial) large page, before anybody but
             // it knew the memslot; by the caller's promise `index` is in bounds, and nobody else
-            // writes.
+            // writes (design, section 5, rule 3).
             unsafe {
                 let info = (*addr_of!((*self.as_ptr()).arch.lpage_info))[level].add(index as usize);
                 let before = (*info).disallow_lpage;
@@ -1011,7 +1011,8 @@ impl<'s> Block<'s> {
     pub(crate) fn recount(self, _: &MmuWrite<'_>, mut f: impl FnMut(Gfn, u16) -> u16) {
         let Some(counts) = self.counts() else { return };
         for i in 0..self.npages {
-            // SAFETY: One of the block's; as in `Counters::get` and `Counters::set`.
+            // SAFETY: One of the block's; as in `Counters::get` and `Counters::set`: `mmu_lock` held for
+            // write excludes other writers (design, section 5, rule 3).
             unsafe {
                 let count = counts.as_ptr().add(i as usize);
                 count.write_volatile(f(self.first + i, read_once(count)));

@@ -2,8 +2,8 @@
 
 //! Adding and removing many pages at once, all or none.
 //!
-//! A range is changed block by block: the pages for which a word has bits. What can be done once for a
-//! block is: one look at who has more large pages, one write protection.
+//! A range is changed block by block, a block being the pages for which a word has bits: the counts of
+//! large pages change once for all of them, and they are write-protected at once if that is safe.
 //!
 //! C has no ranges. What a range does to each of its pages is in [`crate::tracker`]; the write
 //! protection answers to `kvm_tdp_mmu_clear_dirty_pt_masked()` in `arch/x86/kvm/mmu/tdp_mmu.c`.

@@ -356,6 +356,15 @@ bool kpt_tdp(void)
 	return kvm_is_tdp_enabled();
 }
 
+void kpt_probe_wait(void)
+{
+	int i;
+
+	for (i = 0; !kpt_probe_hits() && i < 5000; i++)
+		usleep(1000);
+	KPT_EQ(kpt_probe_hits(), 1);
+}
+
 /* A parameter of a module that may not be there. */
 static bool is_on(const char *parameter)
 {

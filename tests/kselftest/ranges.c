@@ -392,7 +392,7 @@ static void fault_on_its_way(void)
 	struct kvm_vm *vm;
 	pthread_t t;
 	u64 fast;
-	int id, i;
+	int id;
 
 	need_tdp_mmu();
 	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
@@ -408,9 +408,7 @@ static void fault_on_its_way(void)
 
 	KPT_OK(kpt_probe("kvm_tdp_mmu_fast_pf_get_last_sptep", KPT_PROBE_HOLD));
 	pthread_create(&t, NULL, writes_once, vcpu);
-	for (i = 0; !kpt_probe_hits() && i < 5000; i++)
-		usleep(1000);
-	KPT_EQ(kpt_probe_hits(), 1);
+	kpt_probe_wait();
 	KPT_OK(add_range(vm, KPT_GFN, 3 * BLOCK));
 	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
 	pthread_join(t, NULL);
