@@ -37,7 +37,7 @@ unsafe fn check<'a>(kvm: *mut bindings::kvm, mode: c_uint) -> Result<&'a Kvm> {
 
 /// What C is told of a result, without the function call that `from_result` is for most callers here.
 #[inline(always)]
-fn errno(result: Result) -> c_int {
+pub(crate) fn errno(result: Result) -> c_int {
     match result {
         Ok(()) => 0,
         Err(e) => e.to_errno(),

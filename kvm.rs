@@ -1151,6 +1151,14 @@ impl<'a> NewSlot<'a> {
         unsafe { self.kvm.assume_slots() }
     }
 
+    /// Whether KVM has given the memslot reverse mappings, which it does before it asks for counters: it
+    /// does where it has no TDP MMU, or where it shadows guest page tables (`kvm_memslots_have_rmaps()`).
+    #[inline(always)]
+    pub(crate) fn has_rmaps(&self) -> bool {
+        // SAFETY: By the type invariants the slot is valid, and nobody but this task knows it.
+        unsafe { !(*addr_of!((*self.slot.as_ptr()).arch.rmap))[0].is_null() }
+    }
+
     /// The memslot itself.
     pub(crate) fn slot(&self) -> &'a Memslot {
         self.slot

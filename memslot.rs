@@ -89,17 +89,18 @@ pub(crate) fn ensure_counters(kvm: &Kvm, gfn: Gfn) -> Result {
 /// `EINVAL` if somebody cannot follow a move, `ENOMEM`. KVM makes `ENOMEM` of either.
 #[inline(always)]
 pub(crate) fn created(new: NewSlot<'_>) -> Result {
-    let needs_counters = new.kvm().c_consults_counters();
-    // If C has been enabled to track for other modules, it needs them as well.
-    if needs_counters || vm::find(new.kvm()).is_some() {
-        created_with_counters(new, needs_counters)
+    // Without reverse mappings KVM has a TDP MMU and shadows no page tables: then C needs counters only if
+    // it has been enabled to track for other modules. And a memslot that moves may have some already.
+    if new.has_rmaps() || provider::enabled_by_c(new.kvm()) || vm::find(new.kvm()).is_some() {
+        created_with_counters(new)
     } else {
         Ok(())
     }
 }
 
 #[inline(never)]
-fn created_with_counters(new: NewSlot<'_>, needs_counters: bool) -> Result {
+fn created_with_counters(new: NewSlot<'_>) -> Result {
+    let needs_counters = new.kvm().c_consults_counters();
     // Where nobody has tracked for other modules, nothing can have to be carried over.
     let may_carry = vm::find(new.kvm()).is_some() || provider::enabled_by_c(new.kvm());
     let moved_from = may_carry.then(|| new.moved_from()).flatten();

@@ -10,6 +10,7 @@
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`.
 
+use crate::abi::errno;
 use crate::bindings;
 use crate::ftrace::Hook;
 use crate::guard;
@@ -19,7 +20,6 @@ use crate::kvm_symbols::resolve;
 use crate::notifier_list::Written;
 use crate::provider::{self, HOOKS};
 use crate::{memslot, notifier, vm};
-use kernel::error::from_result;
 use kernel::ffi::{c_int, c_ulong};
 use kernel::prelude::*;
 
@@ -118,7 +118,7 @@ pub(crate) unsafe extern "C" fn create_memslot(
 ) -> c_int {
     // SAFETY: As the caller promises.
     let new = unsafe { NewSlot::new(kvm, slot) };
-    from_result(|| memslot::created(new).map(|()| 0))
+    errno(memslot::created(new))
 }
 
 /// `__kvm_write_track_add_gfn()`: KVM shadows a guest page table. Sleeps on PREEMPT_RT only.

@@ -48,8 +48,11 @@ pub(crate) fn register(kvm: &Kvm, node: &Node) -> Result {
     let mmu = kvm.lock_mmu();
     // Where there is a notifier that C has not registered, the VM is known, can be tracked, and pins us.
     // (Unless it was left behind by a forced unload, which has asked its owner to take it back first.)
-    if node.may_be_linked(&mmu) || provider::enabled_by_c(kvm) || !Notifiers::of(kvm).any() {
-        return register_first(mmu, node);
+    if node.may_be_linked(&mmu)
+        || provider::enabled_by_c(kvm)
+        || !(Notifiers::of(kvm).any() || prepare_at_once(&mmu))
+    {
+        return register_slow(mmu, node);
     }
     // SAFETY: It does not look linked.
     unsafe { link(&mmu, node) };
@@ -74,24 +77,12 @@ unsafe fn link(mmu: &MmuWrite<'_>, node: &Node) {
     }
 }
 
-/// Registers the first notifier of a VM, if nothing has to be allocated, and if it is plain that no list
-/// has it.
+/// The same where memory has to be allocated, or lists have to be looked through; or the error.
 #[cold]
 #[inline(never)]
-fn register_first(mmu: MmuGuard<'_>, node: &Node) -> Result {
-    if node.may_be_linked(&mmu) || prepare(&mmu).is_err() {
-        let kvm = mmu.kvm();
-        drop(mmu);
-        return register_slow(kvm, node);
-    }
-    // SAFETY: It does not look linked.
-    unsafe { link(&mmu, node) };
-    Ok(())
-}
-
-#[cold]
-#[inline(never)]
-fn register_slow(kvm: &Kvm, node: &Node) -> Result {
+fn register_slow(mmu: MmuGuard<'_>, node: &Node) -> Result {
+    let kvm = mmu.kvm();
+    drop(mmu);
     if !kvm.can_track() {
         return Err(eopnotsupp());
     }
@@ -112,29 +103,19 @@ fn register_slow(kvm: &Kvm, node: &Node) -> Result {
     if node.may_be_linked(&mmu) && (!may_be_linked || Notifiers::contains(&mmu, node)) {
         return Err(EEXIST);
     }
-    prepare(&mmu)?;
+    if !provider::enabled_by_c(kvm) {
+        vm::find_or_claim(&mmu).ok_or(ENOMEM)?.pin(&mmu)?;
+    }
     // SAFETY: It does not look linked, or was looked for in all lists, and now in that of this VM.
     unsafe { link(&mmu, node) };
     Ok(())
 }
 
-/// Prepares the VM that is locked for its first notifier, or for one beside C.
-///
-/// # Errors
-///
-/// `EOPNOTSUPP` if it cannot be tracked, `ENOMEM` if there is no entry for it, `EAGAIN` if the module is
-/// going away.
+/// Prepares the VM that is locked for its first notifier: finds its entry, and pins us. False if that
+/// takes more than a look, or fails.
 #[inline(always)]
-fn prepare(mmu: &MmuWrite<'_>) -> Result {
-    let kvm = mmu.kvm();
-    if !kvm.can_track() {
-        return Err(eopnotsupp());
-    }
-    let vm = vm::find_or_claim(mmu).ok_or(ENOMEM)?;
-    if provider::enabled_by_c(kvm) {
-        return Ok(());
-    }
-    vm.pin(mmu)
+fn prepare_at_once(mmu: &MmuWrite<'_>) -> bool {
+    mmu.kvm().can_track() && vm::find_or_claim_only(mmu).is_some_and(|vm| vm.pin_first(mmu).is_ok())
 }
 
 /// Unregisters a notifier, whoever registered it (`kvm_page_track_unregister_notifier()`).

@@ -12,7 +12,7 @@
 //! look at an entry of another VM, which may be destroyed at that moment, reads an entry all the
 //! same, and sees that it is another's. An entry becomes a VM's under the `mmu_lock` of that VM.
 
-use crate::inline_atomic::{claim, load, store};
+use crate::inline_atomic::{cmpxchg, load, store};
 use crate::kvm::{hash_64, Kvm, MmuWrite, Section};
 use crate::module_pin::ModulePin;
 use crate::notifier_list::{Client, Node, Nodes, NotifierList};
@@ -128,12 +128,20 @@ impl Vm {
     /// # Errors
     ///
     /// `EAGAIN` if the module is going away.
-    #[inline(always)]
-    pub(crate) fn pin(&self, _: &MmuWrite<'_>) -> Result {
-        if load(&self.pinned) != NOW {
-            ModulePin::get()?.keep();
-            store(&self.pinned, NOW);
+    pub(crate) fn pin(&self, mmu: &MmuWrite<'_>) -> Result {
+        if load(&self.pinned) == NOW {
+            return Ok(());
         }
+        self.pin_first(mmu)
+    }
+
+    /// The same where the VM has no notifiers, hence none that do.
+    #[inline(always)]
+    pub(crate) fn pin_first(&self, _: &MmuWrite<'_>) -> Result {
+        #[cfg(CONFIG_KVM_PROVE_MMU = "y")]
+        kernel::warn_on!(self.pins());
+        ModulePin::get()?.keep();
+        store(&self.pinned, NOW);
         Ok(())
     }
 
@@ -280,7 +288,26 @@ pub(crate) fn find_or_claim<'k>(mmu: &MmuWrite<'k>) -> Option<&'k Vm> {
         }
     }
     // Nobody else claims one for this VM meanwhile, but perhaps this one for another VM.
-    unused.filter(|vm| claim(&vm.key, 0, key))
+    unused.filter(|vm| cmpxchg(&vm.key, 0, key) == 0)
+}
+
+/// The same where the chain has one entry only: mostly, and without a loop.
+#[inline(always)]
+pub(crate) fn find_or_claim_only<'k>(mmu: &MmuWrite<'k>) -> Option<&'k Vm> {
+    let key = mmu.kvm().key();
+    // SAFETY: From a chain.
+    let vm = unsafe { entry(load(chain(key))) }.filter(|vm| vm.next == 0)?;
+    // As above. Entries that come meanwhile come before it, and none of them becomes this VM's.
+    match cmpxchg(&vm.key, 0, key) {
+        0 => Some(vm),
+        owner if owner == key => {
+            // A branch of its own: mostly a VM's first notifier is the first that is known of it.
+            // SAFETY: No instruction.
+            unsafe { core::arch::asm!("", options(nomem, nostack, preserves_flags)) };
+            Some(vm)
+        }
+        _ => None,
+    }
 }
 
 /// The same for a VM whose lists are to be read.
@@ -442,6 +469,23 @@ mod tests {
             assert_eq!(again.events.load(Relaxed), 0);
             // SAFETY: As above.
             unsafe { destroyed(kvm) };
+        });
+    }
+
+    #[test]
+    fn an_only_entry_is_found_without_a_search() {
+        with_blank_vm(|kvm, mmu| {
+            let vm = made(kvm);
+            let only = entries(chain(kvm.key())).count() == 1;
+            assert_eq!(find_or_claim_only(mmu).is_some(), only);
+            // SAFETY: The entry is not used any more.
+            unsafe { destroyed(kvm) };
+            assert_eq!(find_or_claim_only(mmu).is_some(), only);
+            assert_eq!(find(kvm).is_some(), only);
+            // Another's.
+            vm.key.store(kvm.key() + 1, Relaxed);
+            assert!(find_or_claim_only(mmu).is_none());
+            vm.key.store(0, Relaxed);
         });
     }
 
