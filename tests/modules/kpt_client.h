@@ -152,7 +152,8 @@ struct kpt_event {
  * @events: where to put them
  * @max: room for so many
  * @count: out: how many were put there
- * @dropped: out: events dropped since the last KPT_READ, the ring being full
+ * @dropped: out: events dropped since the last KPT_READ, the ring having been full
+ *	for 30 s
  */
 struct kpt_read {
 	__u64 events;

@@ -75,21 +75,38 @@ static void kpt_other_exit(void);
 static LIST_HEAD(kpt_graveyard);
 static DEFINE_MUTEX(kpt_graveyard_lock);
 
+/*
+ * Takes the lock of the ring, with room in it: who reads it may be late, and the
+ * guest waits.  False, and an event is dropped, if he does not come for 30 s, has
+ * not come since one was dropped, or the guest is killed.
+ */
+static bool kpt_lock_ring(struct kpt_file *kf)
+{
+	int i;
+
+	spin_lock(&kf->ring_lock);
+	for (i = 0; kf->head - kf->tail == KPT_RING; i++) {
+		if (kf->dropped || i == 1500 || fatal_signal_pending(current)) {
+			kf->seq++;
+			kf->dropped++;
+			spin_unlock(&kf->ring_lock);
+			return false;
+		}
+		spin_unlock(&kf->ring_lock);
+		msleep(20);
+		spin_lock(&kf->ring_lock);
+	}
+	return true;
+}
+
 static void kpt_record(struct kpt_node *node, u32 type, u64 gpa, u64 new_gfn,
 		       u64 len, const u8 *data)
 {
 	struct kpt_file *kf = node->file;
 	struct kpt_event *ev;
 
-	if (!(node->flags & KPT_REG_RECORD))
+	if (!(node->flags & KPT_REG_RECORD) || !kpt_lock_ring(kf))
 		return;
-
-	spin_lock(&kf->ring_lock);
-	if (kf->head - kf->tail == KPT_RING) {
-		kf->seq++;
-		kf->dropped++;
-		goto out;
-	}
 
 	ev = &kf->ring[kf->head++ % KPT_RING];
 	memset(ev, 0, sizeof(*ev));
@@ -101,7 +118,6 @@ static void kpt_record(struct kpt_node *node, u32 type, u64 gpa, u64 new_gfn,
 	ev->len = len;
 	if (data)
 		memcpy(ev->data, data, min_t(u64, len, KPT_EV_DATA));
-out:
 	spin_unlock(&kf->ring_lock);
 }
 
