@@ -319,31 +319,33 @@ fn unguarded(section: Section<'_>) -> Option<Nodes<'_, Node>> {
 #[inline(always)]
 pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
     if anybody_listens(kvm) {
-        region_removed_in_section(kvm, slot);
+        tell_removed(kvm, slot);
     }
 }
 
-#[inline(never)]
-fn region_removed_in_section(kvm: &Kvm, slot: &Memslot) {
+#[inline(never)] // scripts/check-indirect-calls.sh knows it by name
+fn tell_removed(kvm: &Kvm, slot: &Memslot) {
     let slots = kvm.read_slots();
-    let section = slots.section();
-    match unguarded(section) {
-        Some(notifiers) => tell_removed(section, slot, &notifiers),
-        None => {
-            let _guard = guard::enter();
-            tell_removed(section, slot, &CSection::enter(section).notifiers());
-        }
+    match unguarded(slots.section()) {
+        Some(notifiers) if !vm::any_client() => notifiers.track_remove_region(slot),
+        notifiers => tell_all_removed(slots.section(), slot, notifiers),
     }
 }
 
-fn tell_removed(section: Section<'_>, slot: &Memslot, notifiers: &Nodes<'_, Node>) {
-    let (base, npages) = (slot.base_gfn(), slot.npages());
-    notifiers.for_each(|node| node.track_remove_region(base, npages));
+/// The same where there may be clients, or a guard is needed.
+#[inline(never)] // as above
+fn tell_all_removed(section: Section<'_>, slot: &Memslot, notifiers: Option<Nodes<'_, Node>>) {
+    let _guard = notifiers.is_none().then(guard::enter);
+    match notifiers {
+        Some(notifiers) => notifiers.track_remove_region(slot),
+        None => CSection::enter(section)
+            .notifiers()
+            .track_remove_region(slot),
+    }
     if let (Some(vm), 0) = (vm::find_in(section), slot.as_id()) {
         // Counts are in address space 0; what happens in the other is of no interest to clients,
         // though upstream's notifiers are told.
-        vm.clients()
-            .for_each(|client| client.node().track_remove_region(base, npages));
+        vm.clients().track_remove_region(slot);
     }
 }
 

@@ -10,7 +10,7 @@
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `include/linux/rculist.h`.
 
 use crate::bindings;
-use crate::kvm::{Gfn, Gpa, MmuWrite};
+use crate::kvm::{Gfn, Gpa, Memslot, MmuWrite};
 use crate::provider::RawNode;
 use core::marker::PhantomData;
 use core::ptr::{addr_of, addr_of_mut, NonNull};
@@ -111,8 +111,8 @@ impl Node {
     }
 
     /// Tells the notifier that a memslot is gone.
-    #[inline(never)] // scripts/check-indirect-calls.sh knows it by name
-    pub(crate) fn track_remove_region(&self, gfn: Gfn, npages: u64) {
+    #[inline(always)]
+    fn track_remove_region(&self, gfn: Gfn, npages: u64) {
         // SAFETY: By the type invariant.
         unsafe {
             let node = self.0.get();
@@ -322,6 +322,16 @@ impl<T: Linked> Nodes<'_, T> {
     pub(crate) fn for_each(&self, mut f: impl FnMut(&T)) {
         self.walk(|node| {
             f(node);
+            true
+        });
+    }
+
+    /// Tells every node that a memslot is gone.
+    #[inline(always)]
+    pub(crate) fn track_remove_region(&self, slot: &Memslot) {
+        self.walk(|node| {
+            node.node()
+                .track_remove_region(slot.base_gfn(), slot.npages());
             true
         });
     }
