@@ -100,27 +100,31 @@ pub(crate) fn created(new: NewSlot<'_>) -> Result {
 
 #[inline(never)]
 fn created_with_counters(new: NewSlot<'_>) -> Result {
-    let needs_counters = new.kvm().c_consults_counters();
     // Where nobody has tracked for other modules, nothing can have to be carried over.
-    let may_carry = vm::find(new.kvm()).is_some() || provider::enabled_by_c(new.kvm());
-    let moved_from = may_carry.then(|| new.moved_from()).flatten();
-    if moved_from.is_none() && !needs_counters {
+    if provider::enabled_by_c(new.kvm()) || vm::find(new.kvm()).is_some() {
+        if let Some(old) = new.moved_from() {
+            return moved(new, old);
+        }
+    }
+    if !new.kvm().c_consults_counters() {
         return Ok(());
     }
+    let _guard = guard::enter();
+    new.alloc_counters()
+}
+
+#[inline(never)]
+fn moved(new: NewSlot<'_>, old: &Memslot) -> Result {
     let _guard = guard::enter();
     // In `slots_arch_lock`, though KVM takes that in such sections: to enter one does not wait, and
     // nobody waits for their end with the lock held.
     let slots = new.kvm().read_slots();
-    if let Some(old) = moved_from {
-        carry_over(slots.section(), new, old)?;
-    }
-    if new.slot().counters().is_none() && needs_counters {
+    carry_over(slots.section(), new, old)?;
+    if new.slot().counters().is_none() && new.kvm().c_consults_counters() {
         new.alloc_counters()?;
     }
     // Nothing fails from here on, in KVM neither.
-    if let Some(old) = moved_from {
-        notifier::region_moved(slots.section(), old, new.slot());
-    }
+    notifier::region_moved(slots.section(), old, new.slot());
     Ok(())
 }
 
