@@ -10,7 +10,7 @@
 //!
 //! C source: `include/linux/srcu.h`.
 
-use crate::bindings;
+use crate::{bindings, srcu};
 use kernel::types::NotThreadSafe;
 
 /// A guard held. It may be held across a sleep.
@@ -22,8 +22,8 @@ pub(crate) struct Guard {
 /// Enters the guard. Any context but NMI.
 pub(crate) fn enter() -> Guard {
     Guard {
-        // SAFETY: The SRCU structure is static, and set up by the module loader.
-        idx: unsafe { bindings::kpt_guard_enter() },
+        // SAFETY: The structure is static, set up before the module runs and cleaned up after its end.
+        idx: unsafe { srcu::read_lock(&raw mut bindings::kpt_guard) },
         _not_send: NotThreadSafe,
     }
 }
@@ -40,8 +40,8 @@ pub(crate) fn enter_if_locks_sleep() -> Option<Guard> {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // SAFETY: `idx` is from the matching `kpt_guard_enter()`.
-        unsafe { bindings::kpt_guard_exit(self.idx) };
+        // SAFETY: `idx` is from the matching `read_lock`, in the same task: the type is not `Send`.
+        unsafe { srcu::read_unlock(&raw mut bindings::kpt_guard, self.idx) };
     }
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn drain() {
 /// To be called from module exit, or from a module init that failed.
 pub(crate) fn wait() {
     // SAFETY: Process context without locks.
-    unsafe { bindings::kpt_guard_drain() };
+    unsafe { bindings::synchronize_srcu(&raw mut bindings::kpt_guard) };
 }
 
 /// Waits until every task has slept once, or run in user space: a grace period of Tasks RCU. Sleeps.

@@ -161,16 +161,6 @@ void kpt_slots_arch_unlock(struct kvm *kvm)
 	mutex_unlock(&kvm->slots_arch_lock);
 }
 
-int kpt_slots_read_lock(struct kvm *kvm)
-{
-	return srcu_read_lock(&kvm->srcu);
-}
-
-void kpt_slots_read_unlock(struct kvm *kvm, int idx)
-{
-	srcu_read_unlock(&kvm->srcu, idx);
-}
-
 int kpt_nr_address_spaces(struct kvm *kvm)
 {
 	return kvm_arch_nr_memslot_as_ids(kvm);
@@ -221,23 +211,9 @@ void *kpt_alloc_counters(unsigned long npages)
 /* What says so is private to kvm-amd, except that SEV inhibits AVIC. */
 const unsigned long kpt_inhibited_by_sev = BIT(APICV_INHIBIT_REASON_SEV);
 
-DEFINE_STATIC_SRCU(kpt_guard);
+DEFINE_SRCU(kpt_guard);
 
-int kpt_guard_enter(void)
-{
-	return srcu_read_lock(&kpt_guard);
-}
-
-void kpt_guard_exit(int idx)
-{
-	srcu_read_unlock(&kpt_guard, idx);
-}
-
-void kpt_guard_drain(void)
-{
-	synchronize_srcu(&kpt_guard);
-}
-
+/* What these do beyond __srcu_read_lock() is for lockdep; else Rust calls that. */
 int kpt_srcu_read_lock(struct srcu_struct *srcu)
 {
 	return srcu_read_lock(srcu);

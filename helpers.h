@@ -38,8 +38,6 @@ unsigned int kpt_shadow_page_tables(struct kvm *kvm,
 bool kpt_tdp_mmu_has_ad_bits(struct kvm *kvm);
 void kpt_slots_arch_lock(struct kvm *kvm);
 void kpt_slots_arch_unlock(struct kvm *kvm);
-int kpt_slots_read_lock(struct kvm *kvm);
-void kpt_slots_read_unlock(struct kvm *kvm, int idx);
 int kpt_nr_address_spaces(struct kvm *kvm);
 struct kvm_memory_slot *kpt_find_slot(struct kvm *kvm, int as_id, gfn_t gfn);
 const struct kvm_memslots *kpt_active_slots(struct kvm *kvm, int as_id);
@@ -51,9 +49,7 @@ void *kpt_alloc_counters(unsigned long npages);
 extern const unsigned long kpt_inhibited_by_sev;
 
 /* The text guard: see guard.rs. */
-int kpt_guard_enter(void);
-void kpt_guard_exit(int idx);
-void kpt_guard_drain(void);
+extern struct srcu_struct kpt_guard;
 
 /* rculist and srcu inlines. */
 int kpt_srcu_read_lock(struct srcu_struct *srcu);

@@ -10,7 +10,7 @@
 //!
 //! C headers: `include/linux/kvm_host.h`, `arch/x86/include/asm/kvm_host.h`.
 
-use crate::bindings;
+use crate::{bindings, srcu};
 use core::marker::PhantomData;
 use core::ops::Deref;
 use core::ptr::{addr_of, addr_of_mut, NonNull};
@@ -224,12 +224,19 @@ impl Kvm {
         }
     }
 
+    /// KVM sets the structure up before and cleans it up after anything of the VM is known to others.
+    #[inline(always)]
+    fn srcu(&self) -> *mut bindings::srcu_struct {
+        // SAFETY: By the type invariant; only the address is taken.
+        unsafe { addr_of_mut!((*self.as_ptr()).srcu) }
+    }
+
     /// Enters a read section of `kvm->srcu`. May be nested; the section may sleep.
     pub(crate) fn read_slots(&self) -> SlotsRead<'_> {
         SlotsRead {
             kvm: self,
             // SAFETY: By the type invariant.
-            idx: unsafe { bindings::kpt_slots_read_lock(self.as_ptr()) },
+            idx: unsafe { srcu::read_lock(self.srcu()) },
             _not_send: NotThreadSafe,
         }
     }
@@ -248,9 +255,8 @@ impl Kvm {
     ///
     /// Expedited, as KVM itself does when it replaces memslots.
     pub(crate) fn synchronize(&self) {
-        // SAFETY: By the type invariant; KVM sets the structure up before and cleans it up after
-        // anything of the VM is known to others.
-        unsafe { bindings::synchronize_srcu_expedited(addr_of_mut!((*self.as_ptr()).srcu)) };
+        // SAFETY: By the type invariant.
+        unsafe { bindings::synchronize_srcu_expedited(self.srcu()) };
     }
 
     /// The right to look up memslots, for a caller that has it already.
@@ -411,8 +417,8 @@ impl<'a> Section<'a> {
 
 impl Drop for SlotsRead<'_> {
     fn drop(&mut self) {
-        // SAFETY: `idx` is from the matching `kpt_slots_read_lock()`.
-        unsafe { bindings::kpt_slots_read_unlock(self.kvm.as_ptr(), self.idx) };
+        // SAFETY: `idx` is from the matching `read_lock`, in the same task: the type is not `Send`.
+        unsafe { srcu::read_unlock(self.kvm.srcu(), self.idx) };
     }
 }
 

@@ -10,7 +10,7 @@ use crate::kvm::{Gfn, Gpa, Kvm, Memslot, MmuWrite, Section};
 use crate::mmu_hooks::{self, hooks};
 use crate::module_pin::ModulePin;
 use crate::notifier_list::{Head, Node, Nodes};
-use crate::{abi, bindings, memslot};
+use crate::{abi, bindings, memslot, srcu};
 use core::ptr::{addr_of, addr_of_mut};
 use kernel::ffi::{c_int, c_ulong};
 use kernel::prelude::*;
@@ -178,7 +178,7 @@ impl<'a> CSection<'a> {
         Self {
             section,
             // SAFETY: KVM set the structure up with the VM.
-            idx: unsafe { bindings::kpt_srcu_read_lock(Notifiers::of(section.kvm()).srcu()) },
+            idx: unsafe { srcu::read_lock(Notifiers::of(section.kvm()).srcu()) },
             _not_send: NotThreadSafe,
         }
     }
@@ -194,10 +194,8 @@ impl<'a> CSection<'a> {
 
 impl Drop for CSection<'_> {
     fn drop(&mut self) {
-        // SAFETY: `idx` is from the matching read lock.
-        unsafe {
-            bindings::kpt_srcu_read_unlock(Notifiers::of(self.section.kvm()).srcu(), self.idx);
-        }
+        // SAFETY: `idx` is from the matching `read_lock`, in the same task: the type is not `Send`.
+        unsafe { srcu::read_unlock(Notifiers::of(self.section.kvm()).srcu(), self.idx) };
     }
 }
 

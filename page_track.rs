@@ -44,6 +44,7 @@ mod owners;
 )]
 mod provider;
 mod ranges;
+mod srcu;
 mod tracker;
 mod vm;
 
