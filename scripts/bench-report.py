@@ -22,9 +22,7 @@ ON_PURPOSE = {
     "a": (r"add: |remove: |kvm_page_track_(add|remove)_page: |register and first add|"
           r"1,000 mapped pages: (add|remove), one by one",
           "exact ownership of counts, which C lacks", 100),
-    "b": (r"register: |register and first add",
-          "the first notifier of a VM pins the module", None),
-    "c": (r"memslot: create|emulated write: untracked page, 0 notifiers",
+    "b": (r"memslot: create|emulated write: untracked page, 0 notifiers",
           "the way to the module and back, where there is nothing to do", None),
 }
 
