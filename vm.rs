@@ -7,8 +7,9 @@
 //! `kvm_mmu_uninit_vm()`) or when the module goes. So whoever keeps a VM alive may use its entry as
 //! long; [`for_each`] keeps those that it finds.
 //!
-//! The table is looked up without a lock. Its memory is freed when the module goes, not before: the
-//! entry of a VM that is destroyed is used again, for another that belongs to the same chain. So a
+//! The table is looked up without a lock. Each chain has an entry from the start, and gets another if
+//! that is taken; their memory is freed when the module goes, not before: the entry of a VM that is
+//! destroyed is used again, for another that belongs to the same chain. So a
 //! look at an entry of another VM, which may be destroyed at that moment, reads an entry all the
 //! same, and sees that it is another's. An entry becomes a VM's under the `mmu_lock` of that VM.
 
@@ -18,7 +19,6 @@ use crate::module_pin::ModulePin;
 use crate::notifier_list::{Client, Node, Nodes, NotifierList};
 use crate::provider::Place;
 use core::ops::Deref;
-use core::ptr::NonNull;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Relaxed, Release};
 use kernel::sync::global_lock;
@@ -51,8 +51,11 @@ const BEFORE: usize = 2;
 /// A power of two.
 const CHAINS: usize = 256;
 
-/// The address of the newest entry of each chain, or 0. Changes under [`GROW`].
+/// The address of the newest entry of each chain (0 before `init`). Changes under [`GROW`].
 static CHAIN: [Atomic<usize>; CHAINS] = [const { Atomic::new(0) }; CHAINS];
+
+/// The oldest entry of each chain, which is always there.
+static OLDEST: [Vm; CHAINS] = [const { Vm::new(0) }; CHAINS];
 
 global_lock! {
     // SAFETY: Initialised in `init` before anything else uses it.
@@ -78,11 +81,14 @@ pub(crate) unsafe fn init() {
         GROW.init();
         KEEP.init();
     }
+    for (chain, oldest) in CHAIN.iter().zip(&OLDEST) {
+        chain.store(core::ptr::from_ref(oldest) as usize, Relaxed);
+    }
 }
 
 impl Vm {
     /// An entry of nobody.
-    fn new(next: usize) -> Self {
+    const fn new(next: usize) -> Self {
         Self {
             key: Atomic::new(0),
             next,
@@ -241,9 +247,9 @@ fn chain(key: usize) -> &'static Atomic<usize> {
 /// The address is from [`CHAIN`] or from an entry's `next`.
 #[inline(always)]
 unsafe fn entry(address: usize) -> Option<&'static Vm> {
-    // SAFETY: What is in a chain is the address of an entry, which is written before it is linked and
-    // freed by `clear` only, when no other user of the module is left (design, section 5, rule 2). The
-    // links do not change.
+    // SAFETY: What is in a chain is the address of an entry, which is static, or written before it is
+    // linked and freed by `clear` only, when no other user of the module is left (design, section 5,
+    // rule 2). The links do not change.
     unsafe { (address as *const Vm).as_ref() }
 }
 
@@ -394,20 +400,21 @@ pub(crate) fn for_each(mut f: impl FnMut(&Kvm, &Vm) -> Result) -> Result {
     Ok(())
 }
 
-/// Frees every entry.
+/// Frees every entry but the oldest.
 ///
 /// # Safety
 ///
 /// Every hook is detached and drained, and no other module can call this one.
 pub(crate) unsafe fn clear() {
     let _grow = GROW.lock();
-    for first in &CHAIN {
-        let mut next = first.load(Relaxed);
-        first.store(0, Relaxed);
-        while let Some(vm) = NonNull::new(next as *mut Vm) {
+    for (chain, oldest) in CHAIN.iter().zip(&OLDEST) {
+        let oldest = core::ptr::from_ref(oldest) as usize;
+        let mut next = chain.load(Relaxed);
+        chain.store(oldest, Relaxed);
+        while next != oldest {
             // SAFETY: From `KBox::into_raw()` in `create_with`, and by the caller's promise nobody uses
             // it (design, section 5, rule 2).
-            let vm = unsafe { KBox::from_raw(vm.as_ptr()) };
+            let vm = unsafe { KBox::from_raw(next as *mut Vm) };
             next = vm.next;
         }
     }
