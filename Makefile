@@ -175,7 +175,7 @@ help:
 	@echo '                T=pattern: only programs that match;'
 	@echo '                VM="machine ...", of those that scripts/test.sh names'
 	@echo "make test-upstream  upstream's KVM selftests without the module, with it, and"
-	@echo '                while it comes and goes (over an hour); SUBSET="glob ...",'
+	@echo '                while it comes and goes (half an hour); SUBSET="glob ...",'
 	@echo '                WAYS="attached storm", VM=nested|shadow, LIMIT=60 (a program, s)'
 	@echo 'make test-long  100,000 random calls, hundreds of attaches and detaches, storms'
 	@echo 'make test-debug make test on a debug kernel, which is built first (25 minutes):'

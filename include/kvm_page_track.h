@@ -103,10 +103,10 @@ int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
  * Callbacks run in task context in a read section of kvm->srcu, without
  * kvm->mmu_lock, and may sleep, but not wait for a grace period of kvm->srcu.
  * track_write and track_remove_region may add and remove pages.
- * track_move_region runs under kvm->slots_lock and kvm->slots_arch_lock: the
- * moving memslot's pages can be neither added nor removed (-EAGAIN at the old
- * place, -EINVAL at the new one), and what would have to allocate counters for
- * another memslot returns -EAGAIN.
+ * track_remove_region runs under kvm->slots_lock, track_move_region under that
+ * and kvm->slots_arch_lock: in it the moving memslot's pages can be neither added
+ * nor removed (-EAGAIN at the old place, -EINVAL at the new one), and what would
+ * have to allocate counters for another memslot returns -EAGAIN.
  *
  * No callback may take kvm->slots_lock, kvm->lock or a vCPU's mutex, nor
  * unregister a notifier or client of the same VM (it would wait for itself).  A

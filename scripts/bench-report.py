@@ -174,7 +174,7 @@ def notes(rows):
 
 
 def summary(rows):
-    rated = [r for r in rows if r.ratio() is not None]
+    rated = [r for r in rows if r.rounds["c"] and r.rounds["rust"]]
     # where the rounds differ: more or less only if every round says so
     more = sum(r.spread("rust")[0] > r.spread("c")[1] for r in rated)
     less = sum(r.spread("rust")[1] < r.spread("c")[0] for r in rated)

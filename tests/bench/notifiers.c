@@ -33,7 +33,7 @@ static void with(u64 size, const char *name)
 	bench_why = "memory allocation";
 	bench_row("insn", first, VMS, 1, "register: first notifier, %s", name);
 	bench_row("insn", use, VMS, 1, "register and first add, %s", name);
-	bench_why = "where in the module's list it goes";
+	bench_why = "memory allocation";
 	bench_row("insn", more, VMS * FURTHER, 1,
 		  "register: further notifier, %s", name);
 	bench_why = "waits for an SRCU grace period, others run";
