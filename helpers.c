@@ -34,6 +34,7 @@ typedef void (kpt_clear_fn)(struct kvm *kvm, struct kvm_memory_slot *slot,
 
 DEFINE_STATIC_CALL_NULL(kpt_flush, kpt_flush_fn);
 DEFINE_STATIC_CALL_RET0(kpt_protect, kpt_protect_fn);
+DEFINE_STATIC_CALL_RET0(kpt_tdp_protect, kpt_protect_fn);
 DEFINE_STATIC_CALL_RET0(kpt_enabled, kpt_enabled_fn);
 DEFINE_STATIC_CALL_NULL(kpt_clear, kpt_clear_fn);
 
@@ -52,20 +53,30 @@ void kpt_set_kvm_function(enum kpt_kvm_function which, unsigned long addr)
 	case KPT_KVM_TDP_MMU_CLEAR_DIRTY_PT_MASKED:
 		static_call_update(kpt_clear, (kpt_clear_fn *)addr);
 		break;
+	case KPT_KVM_TDP_MMU_WRITE_PROTECT_GFN:
+		static_call_update(kpt_tdp_protect, (kpt_protect_fn *)addr);
+		break;
 	case KPT_KVM_FUNCTIONS:
 		break;
 	}
 }
 
-void kpt_flush_remote_tlbs(struct kvm *kvm)
+void KPT_DIRECT kpt_flush_remote_tlbs(struct kvm *kvm)
 {
 	static_call(kpt_flush)(kvm);
 }
 
-bool kpt_slot_gfn_write_protect(struct kvm *kvm, struct kvm_memory_slot *slot,
-				gfn_t gfn)
+bool KPT_DIRECT kpt_slot_gfn_write_protect(struct kvm *kvm,
+					   struct kvm_memory_slot *slot,
+					   gfn_t gfn)
 {
 	return static_call(kpt_protect)(kvm, slot, gfn, PG_LEVEL_4K);
+}
+
+bool KPT_DIRECT kpt_tdp_mmu_write_protect(struct kvm *kvm,
+					  struct kvm_memory_slot *slot, gfn_t gfn)
+{
+	return static_call(kpt_tdp_protect)(kvm, slot, gfn, PG_LEVEL_4K);
 }
 
 bool kpt_write_tracking_enabled(struct kvm *kvm)
@@ -117,8 +128,9 @@ static_assert(KPT_SHADOW_HASH_SHIFT == KVM_MMU_HASH_SHIFT);
  * not leaves, from when they are made until they are zapped (made invalid).
  * @bucket is where KVM links them.
  */
-unsigned int kpt_shadow_page_tables(struct kvm *kvm,
-				    const struct hlist_head *bucket, gfn_t gfn)
+unsigned int KPT_DIRECT kpt_shadow_page_tables(struct kvm *kvm,
+					       const struct hlist_head *bucket,
+					       gfn_t gfn)
 {
 	struct kvm_mmu_page *sp;
 	unsigned int n = 0;
@@ -166,9 +178,15 @@ int kpt_nr_address_spaces(struct kvm *kvm)
 	return kvm_arch_nr_memslot_as_ids(kvm);
 }
 
-struct kvm_memory_slot *kpt_find_slot(struct kvm *kvm, int as_id, gfn_t gfn)
+/* What __gfn_to_memslot() does if it is not the memslot that was found last. */
+struct kvm_memory_slot *KPT_DIRECT kpt_search_slots(struct kvm_memslots *slots,
+						    gfn_t gfn)
 {
-	return __gfn_to_memslot(__kvm_memslots(kvm, as_id), gfn);
+	struct kvm_memory_slot *slot = search_memslots(slots, gfn, false);
+
+	if (slot)
+		atomic_long_set(&slots->last_used_slot, (unsigned long)slot);
+	return slot;
 }
 
 static struct kvm_memory_slot *slot_of(const struct kvm_memslots *slots,

@@ -8,6 +8,10 @@
 
 #include <linux/kvm_host.h>
 #include <linux/seq_file.h>
+#include <asm/ibt.h>
+
+/* Called often, and directly only: needs no ENDBR. */
+#define KPT_DIRECT	__noendbr
 
 /* Functions of kvm.ko that are not exported, by the order of their names. */
 enum kpt_kvm_function {
@@ -15,13 +19,17 @@ enum kpt_kvm_function {
 	KPT_KVM_MMU_SLOT_GFN_WRITE_PROTECT,
 	KPT_KVM_PAGE_TRACK_WRITE_TRACKING_ENABLED,
 	KPT_KVM_TDP_MMU_CLEAR_DIRTY_PT_MASKED,
+	KPT_KVM_TDP_MMU_WRITE_PROTECT_GFN,
 	KPT_KVM_FUNCTIONS,
 };
 
 void kpt_set_kvm_function(enum kpt_kvm_function which, unsigned long addr);
-void kpt_flush_remote_tlbs(struct kvm *kvm);
-bool kpt_slot_gfn_write_protect(struct kvm *kvm, struct kvm_memory_slot *slot,
-				gfn_t gfn);
+void KPT_DIRECT kpt_flush_remote_tlbs(struct kvm *kvm);
+bool KPT_DIRECT kpt_slot_gfn_write_protect(struct kvm *kvm,
+					   struct kvm_memory_slot *slot,
+					   gfn_t gfn);
+bool KPT_DIRECT kpt_tdp_mmu_write_protect(struct kvm *kvm,
+					  struct kvm_memory_slot *slot, gfn_t gfn);
 bool kpt_write_tracking_enabled(struct kvm *kvm);
 void kpt_clear_writable(struct kvm *kvm, struct kvm_memory_slot *slot,
 			gfn_t gfn, unsigned long mask);
@@ -33,13 +41,15 @@ void kpt_mmu_write_yield(struct kvm *kvm);
 void kpt_mmu_read_lock(struct kvm *kvm);
 void kpt_mmu_read_unlock(struct kvm *kvm);
 #define KPT_SHADOW_HASH_SHIFT	12	/* KVM's, as helpers.c asserts */
-unsigned int kpt_shadow_page_tables(struct kvm *kvm,
-				    const struct hlist_head *bucket, gfn_t gfn);
+unsigned int KPT_DIRECT kpt_shadow_page_tables(struct kvm *kvm,
+					       const struct hlist_head *bucket,
+					       gfn_t gfn);
 bool kpt_tdp_mmu_has_ad_bits(struct kvm *kvm);
 void kpt_slots_arch_lock(struct kvm *kvm);
 void kpt_slots_arch_unlock(struct kvm *kvm);
 int kpt_nr_address_spaces(struct kvm *kvm);
-struct kvm_memory_slot *kpt_find_slot(struct kvm *kvm, int as_id, gfn_t gfn);
+struct kvm_memory_slot *KPT_DIRECT kpt_search_slots(struct kvm_memslots *slots,
+						    gfn_t gfn);
 const struct kvm_memslots *kpt_active_slots(struct kvm *kvm, int as_id);
 struct kvm_memory_slot *kpt_first_slot(const struct kvm_memslots *slots);
 struct kvm_memory_slot *kpt_next_slot(const struct kvm_memslots *slots,

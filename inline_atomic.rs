@@ -6,7 +6,7 @@
 //! `atomic_inc_not_zero()` and `atomic64_inc()`.
 
 use core::arch::asm;
-use kernel::sync::atomic::Atomic;
+use kernel::sync::atomic::{Atomic, AtomicType};
 
 /// Orders what comes before it, stores included, before what comes after it (`smp_mb()`).
 #[inline(always)]
@@ -19,7 +19,7 @@ pub(crate) fn smp_mb() {
 ///
 /// Such loads keep their order among each other, on x86, the only architecture of this module.
 #[inline(always)]
-pub(crate) fn load(word: &Atomic<usize>) -> usize {
+pub(crate) fn load<T: AtomicType>(word: &Atomic<T>) -> T {
     // SAFETY: Valid for reads, aligned, and only stored to as a whole.
     unsafe { word.as_ptr().read_volatile() }
 }

@@ -492,28 +492,35 @@ impl<'a> Slots<'a> {
     /// Finds the memslot of an address space that holds `gfn`.
     #[inline(always)]
     pub(crate) fn find(self, as_id: u16, gfn: Gfn) -> Option<&'a Memslot> {
-        self.find_again(as_id, gfn)
-            .or_else(|| self.search(as_id, gfn))
+        let set = self.kvm.active_set(as_id);
+        // SAFETY: The memslots of this address space.
+        unsafe { self.find_again_in(set, gfn) }.or_else(|| {
+            // SAFETY: By the type invariant memslots found stay allocated as long as `'a`.
+            unsafe { bindings::kpt_search_slots(set, gfn).cast::<Memslot>().as_ref() }
+        })
     }
 
+    /// The same if it is the memslot that was found last.
     #[inline(always)]
     fn find_again(self, as_id: u16, gfn: Gfn) -> Option<&'a Memslot> {
-        // SAFETY: As in `search`. The slot found last is one of this set, so it lives as long.
+        // SAFETY: The memslots of this address space.
+        unsafe { self.find_again_in(self.kvm.active_set(as_id), gfn) }
+    }
+
+    /// # Safety
+    ///
+    /// `set` was the active one of an address space of the VM.
+    #[inline(always)]
+    unsafe fn find_again_in(
+        self,
+        set: *mut bindings::kvm_memslots,
+        gfn: Gfn,
+    ) -> Option<&'a Memslot> {
+        // SAFETY: As in `find`. The slot found last is one of this set, so it lives as long.
         let last = unsafe {
-            let set = self.kvm.active_set(as_id);
             (read_once(addr_of!((*set).last_used_slot.counter)) as *const Memslot).as_ref()
         };
         last.filter(|slot| slot.holds(gfn))
-    }
-
-    #[inline(never)]
-    fn search(self, as_id: u16, gfn: Gfn) -> Option<&'a Memslot> {
-        // SAFETY: By the type invariant memslots found stay allocated as long as `'a`.
-        unsafe {
-            bindings::kpt_find_slot(self.kvm.as_ptr(), i32::from(as_id), gfn)
-                .cast::<Memslot>()
-                .as_ref()
-        }
     }
 
     /// Calls `f` for every memslot of every address space until it fails.
@@ -633,9 +640,28 @@ impl MmuWrite<'_> {
     #[inline(always)]
     #[must_use]
     pub(crate) fn write_protect(&self, page: Page<'_>) -> bool {
+        let (kvm, slot) = (self.kvm.as_ptr(), page.slot.as_ptr());
         // SAFETY: As in `disallow_large_page`.
         unsafe {
-            bindings::kpt_slot_gfn_write_protect(self.kvm.as_ptr(), page.slot.as_ptr(), page.gfn)
+            if self.maps_by_tdp_mmu_only(page.slot) {
+                bindings::kpt_tdp_mmu_write_protect(kvm, slot, page.gfn)
+            } else {
+                bindings::kpt_slot_gfn_write_protect(kvm, slot, page.gfn)
+            }
+        }
+    }
+
+    /// Whether a memslot's pages have no mappings but those of the TDP MMU. C source:
+    /// `kvm_memslots_have_rmaps()`.
+    #[inline(always)]
+    fn maps_by_tdp_mmu_only(&self, slot: &Memslot) -> bool {
+        // SAFETY: By the type invariants. The first mapping that is not the TDP MMU's is made under
+        // `mmu_lock`, and the flag is set before, so it is seen here. Where there is no TDP MMU every
+        // memslot has reverse mappings from the beginning. (KVM may be giving it some at this moment:
+        // before it sets the flag.)
+        unsafe {
+            read_once(addr_of!((*slot.as_ptr()).arch.rmap[0])).is_null()
+                && !read_once(addr_of!((*self.kvm.as_ptr()).arch.shadow_root_allocated))
         }
     }
 
@@ -643,15 +669,9 @@ impl MmuWrite<'_> {
     ///
     /// It does if there are none but those of the TDP MMU, with A/D bits.
     pub(crate) fn can_clear_writable(&self, slot: &Memslot) -> bool {
-        // SAFETY: By the type invariants. The first mapping that is not the TDP MMU's is made under
-        // `mmu_lock`, and the flag is set before, so it is seen here. Where there is no TDP MMU, whose
-        // list would not be there either, every memslot has reverse mappings from the beginning. (KVM
-        // may be giving it some at this moment: before it sets the flag.)
-        unsafe {
-            !read_once(addr_of!((*self.kvm.as_ptr()).arch.shadow_root_allocated))
-                && read_once(addr_of!((*slot.as_ptr()).arch.rmap[0])).is_null()
-                && bindings::kpt_tdp_mmu_has_ad_bits(self.kvm.as_ptr())
-        }
+        // SAFETY: By the type invariants; without a TDP MMU its list would not be there either.
+        self.maps_by_tdp_mmu_only(slot)
+            && unsafe { bindings::kpt_tdp_mmu_has_ad_bits(self.kvm.as_ptr()) }
     }
 
     /// Makes the 4 KiB mappings of several pages of a block read-only, in one walk; TLBs have to be flushed.
@@ -663,8 +683,8 @@ impl MmuWrite<'_> {
         if pages.is_empty() {
             return;
         }
-        // SAFETY: `mmu_lock` is held (design, section 5, rule 3), and there is a page. The function walks KVM's tables for the frames;
-        // of the memslot it looks at the address space only.
+        // SAFETY: `mmu_lock` is held (design, section 5, rule 3), and there is a page. The function walks
+        // KVM's tables for the frames; of the memslot it looks at the address space only.
         unsafe {
             bindings::kpt_clear_writable(
                 self.kvm.as_ptr(),
@@ -868,7 +888,7 @@ impl Memslot {
     unsafe fn disallow_large_pages(&self, gfn: Gfn, count: i32) {
         for level in 0..LARGE_LEVELS {
             let shift = 9 * (level + 1);
-            let index = (gfn >> shift) - (self.base_gfn() >> shift);
+            let index = (gfn >> shift).wrapping_sub(self.base_gfn() >> shift);
             // SAFETY: KVM allocated the arrays, one element per (partial) large page, before anybody but
             // it knew the memslot; by the caller's promise `index` is in bounds, and nobody else
             // writes (design, section 5, rule 3).
@@ -893,9 +913,10 @@ impl Memslot {
         if array.is_null() {
             return Err(ENOMEM);
         }
-        // Pairs with the load in `counters`: who sees the array sees it zeroed.
+        // Pairs with the loads in `counters` and `Page::counter`: who sees the array sees it zeroed, since
+        // stores keep their order on x86, the only architecture of this module.
         // SAFETY: The field is valid by the type invariant. KVM frees the array with vfree().
-        unsafe { atomic_store(self.counters_field(), array.cast(), Release) };
+        unsafe { self.counters_field().write_volatile(array.cast()) };
         Ok(())
     }
 }
@@ -912,18 +933,25 @@ pub(crate) struct Page<'s> {
 }
 
 impl<'s> Page<'s> {
+    /// Its counter, if the memslot has any.
+    #[inline(always)]
+    pub(crate) fn counter(self) -> Option<Counter<'s>> {
+        // SAFETY: By the invariant of the memslot; the field is published with release.
+        let array = NonNull::new(unsafe { read_once(self.slot.counters_field()) })?;
+        let index = self.gfn.wrapping_sub(self.slot.base_gfn());
+        // INVARIANT: An element of the array.
+        Some(Counter {
+            // SAFETY: By the type invariants: of the memslot, whose counters are as many as its pages,
+            // and of this, whose frame is one of them.
+            count: unsafe { array.add(index as usize) },
+            _slot: PhantomData,
+        })
+    }
+
     /// Its count; zero if the memslot has no counters.
     #[inline(always)]
     pub(crate) fn count(self) -> u16 {
-        // SAFETY: By the type invariants: of the memslot, whose counters are as many as its pages, and
-        // of this, whose frame is one of them. Every access to a count is a single load or store.
-        unsafe {
-            let array = read_once(self.slot.counters_field());
-            if array.is_null() {
-                return 0;
-            }
-            read_once(array.add(self.gfn.wrapping_sub(self.slot.base_gfn()) as usize))
-        }
+        self.counter().map_or(0, Counter::get)
     }
 
     /// The memslot.
@@ -936,6 +964,36 @@ impl<'s> Page<'s> {
     #[inline(always)]
     pub(crate) fn gfn(self) -> Gfn {
         self.gfn
+    }
+}
+
+/// The counter of a page.
+///
+/// # Invariants
+///
+/// An element of the counters of a memslot, which has them as long as `'s`: KVM frees the array with the
+/// memslot, and one that moves gives its array away when who found the memslot before has let go of it
+/// ([`NewSlot::take_counters`]).
+#[derive(Clone, Copy)]
+pub(crate) struct Counter<'s> {
+    count: NonNull<u16>,
+    _slot: PhantomData<&'s Memslot>,
+}
+
+impl Counter<'_> {
+    /// The count.
+    #[inline(always)]
+    pub(crate) fn get(self) -> u16 {
+        // SAFETY: By the type invariant; every access to a count is a single load or store, here as in C.
+        unsafe { read_once(self.count.as_ptr()) }
+    }
+
+    /// Sets the count.
+    #[inline(always)]
+    pub(crate) fn set(self, _: &MmuWrite<'_>, value: u16) {
+        // SAFETY: As in `get`; `mmu_lock` held for write excludes other writers (design, section 5,
+        // rule 3).
+        unsafe { self.count.as_ptr().write_volatile(value) };
     }
 }
 
@@ -1004,7 +1062,7 @@ impl<'s> Block<'s> {
     pub(crate) fn look(self, mut f: impl FnMut(Gfn, u16) -> Result) -> Result {
         let counts = self.counts().ok_or(ENOENT)?;
         for i in 0..self.npages {
-            // SAFETY: One of the block's; as in `Counters::get`.
+            // SAFETY: One of the block's; as in `Counter::get`.
             f(self.first + i, unsafe {
                 read_once(counts.as_ptr().add(i as usize))
             })?;
@@ -1017,7 +1075,7 @@ impl<'s> Block<'s> {
     pub(crate) fn recount(self, _: &MmuWrite<'_>, mut f: impl FnMut(Gfn, u16) -> u16) {
         let Some(counts) = self.counts() else { return };
         for i in 0..self.npages {
-            // SAFETY: One of the block's; as in `Counters::get` and `Counters::set`: `mmu_lock` held for
+            // SAFETY: One of the block's; as in `Counter::get` and `Counter::set`: `mmu_lock` held for
             // write excludes other writers (design, section 5, rule 3).
             unsafe {
                 let count = counts.as_ptr().add(i as usize);
@@ -1114,14 +1172,6 @@ impl Counters<'_> {
         }
     }
 
-    /// Sets the count of a frame of the memslot.
-    #[inline(always)]
-    pub(crate) fn set(&self, _: &MmuWrite<'_>, gfn: Gfn, value: u16) {
-        if let Some(count) = self.at(gfn) {
-            // SAFETY: As in `get`; `mmu_lock` held for write excludes other writers.
-            unsafe { count.write_volatile(value) };
-        }
-    }
 }
 
 /// A memslot that KVM is creating, or moving from another place: not visible to anyone yet.
@@ -1266,10 +1316,15 @@ mod tests {
     use super::unit::{with_blank_slot, with_blank_vm};
     use super::*;
 
+    fn set(slot: &Memslot, mmu: &MmuWrite<'_>, gfn: Gfn, count: u16) {
+        slot.page(gfn).unwrap().counter().unwrap().set(mmu, count);
+    }
+
     #[test]
     fn counters_come_on_demand() {
         with_blank_slot(0x100, 0x40, |slot| {
             assert!(slot.counters().is_none());
+            assert!(slot.page(0x100).unwrap().counter().is_none());
             slot.alloc_counters().unwrap();
             let first = slot.counters().unwrap();
             for gfn in 0x100..0x140 {
@@ -1287,10 +1342,8 @@ mod tests {
             with_blank_slot(0x100, 0x40, |slot| {
                 slot.alloc_counters().unwrap();
                 let counters = slot.counters().unwrap();
-                counters.set(mmu, 0x100, 1);
-                counters.set(mmu, 0x13f, u16::MAX);
-                counters.set(mmu, 0xff, 5);
-                counters.set(mmu, 0x140, 5);
+                set(slot, mmu, 0x100, 1);
+                set(slot, mmu, 0x13f, u16::MAX);
                 assert_eq!(counters.get(0x100), 1);
                 assert_eq!(counters.get(0x101), 0);
                 assert_eq!(counters.get(0x13f), u16::MAX);
@@ -1325,7 +1378,7 @@ mod tests {
                 let block = slot.block(0x145, 0x150).unwrap();
                 assert_eq!(block.look(|_, _| Ok(())), Err(ENOENT));
                 slot.alloc_counters().unwrap();
-                slot.counters().unwrap().set(mmu, 0x150, 9);
+                set(slot, mmu, 0x150, 9);
                 block.recount(mmu, |gfn, count| count + (gfn - 0x140) as u16);
                 for gfn in 0x130..0x190 {
                     let by = if (0x145..=0x150).contains(&gfn) {
@@ -1398,7 +1451,7 @@ mod tests {
             with_blank_slot(0x100, 0x40, |old| {
                 with_blank_slot(0x120, 0x40, |new| {
                     old.alloc_counters().unwrap();
-                    old.counters().unwrap().set(mmu, 0x103, 9);
+                    set(old, mmu, 0x103, 9);
                     // SAFETY: Nobody else knows these memslots, which are of the same size.
                     unsafe { NewSlot::new(kvm, new).take_counters(old) };
                     assert!(old.counters().is_none());

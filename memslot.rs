@@ -10,7 +10,7 @@
 
 use crate::guard;
 use crate::kvm::{
-    self, Counters, Gfn, Kvm, Memslot, MmuWrite, NewSlot, Page, Section, Slots, VcpuSection,
+    self, Counter, Gfn, Kvm, Memslot, MmuWrite, NewSlot, Page, Section, Slots, VcpuSection,
 };
 use crate::{notifier, owners, provider, vm};
 use kernel::prelude::*;
@@ -42,9 +42,8 @@ pub(crate) fn is_write_tracked(slots: Slots<'_>, slot: Option<&Memslot>, gfn: Gf
 #[inline(never)]
 fn tracked_in(slots: Slots<'_>, as_id: u16, gfn: Gfn) -> bool {
     slots
-        .find(as_id, gfn)
-        .and_then(Memslot::counters)
-        .is_some_and(|counters| counters.get(gfn) != 0)
+        .find_page(as_id, gfn)
+        .is_some_and(|page| page.count() != 0)
 }
 
 #[cold]
@@ -91,7 +90,7 @@ pub(crate) fn ensure_counters(kvm: &Kvm, gfn: Gfn) -> Result {
 pub(crate) fn created(new: NewSlot<'_>) -> Result {
     // Without reverse mappings KVM has a TDP MMU and shadows no page tables: then C needs counters only if
     // it has been enabled to track for other modules. And a memslot that moves may have some already.
-    if new.has_rmaps() || provider::enabled_by_c(new.kvm()) || vm::find(new.kvm()).is_some() {
+    if new.has_rmaps() || provider::enabled_by_c(new.kvm()) || vm::is_known(new.kvm()) {
         created_with_counters(new)
     } else {
         Ok(())
@@ -101,7 +100,7 @@ pub(crate) fn created(new: NewSlot<'_>) -> Result {
 #[inline(never)]
 fn created_with_counters(new: NewSlot<'_>) -> Result {
     // Where nobody has tracked for other modules, nothing can have to be carried over.
-    if provider::enabled_by_c(new.kvm()) || vm::find(new.kvm()).is_some() {
+    if provider::enabled_by_c(new.kvm()) || vm::is_known(new.kvm()) {
         if let Some(old) = new.moved_from() {
             return moved(new, old);
         }
@@ -192,18 +191,16 @@ pub(crate) fn kvm_removed(mmu: &MmuWrite<'_>, page: Page<'_>) {
 /// if it is C that adds the page for somebody else, while we attach.)
 #[cfg(CONFIG_KVM_PROVE_MMU = "y")]
 fn prove_owners(mmu: &MmuWrite<'_>, page: Page<'_>) {
-    if let (Some(counters), 0) = (page.slot().counters(), page.slot().as_id()) {
-        let of_kvm = mmu.shadow_page_tables(page.gfn());
-        kernel::warn_on!(of_kvm > counters.get(page.gfn()));
+    if let (Some(counter), 0) = (page.counter(), page.slot().as_id()) {
+        kernel::warn_on!(mmu.shadow_page_tables(page.gfn()) > counter.get());
     }
 }
 
 #[inline(always)]
 fn recount(mmu: &MmuWrite<'_>, page: Page<'_>, change: impl FnOnce(u16) -> Option<u16>) {
-    let counters = page.slot().counters();
-    let count = counters.and_then(|counters| change(counters.get(page.gfn())));
-    match (counters, count) {
-        (Some(counters), Some(count)) => counters.set(mmu, page.gfn(), count),
+    let counter = page.counter();
+    match (counter, counter.and_then(|counter| change(counter.get()))) {
+        (Some(counter), Some(count)) => counter.set(mmu, count),
         _ => {
             kernel::warn_on!(true);
         }
@@ -245,7 +242,8 @@ fn external(vcpu: VcpuSection<'_>, page: Page<'_>) -> Option<bool> {
     // the count. And this first: KVM takes a page off the count before it unlinks it, so a count that is
     // seen after an empty bucket was not KVM's when that was looked at.
     let shadowed = vcpu.may_shadow(page.gfn());
-    match (page.count() != 0, shadowed) {
+    let counted = page.counter().is_some_and(|counter| counter.get() != 0);
+    match (counted, shadowed) {
         (true, Some(true)) => None,
         (counted, _) => Some(counted),
     }
@@ -269,11 +267,11 @@ pub(crate) fn untrack_all(kvm: &Kvm, unless: impl FnOnce() -> bool) {
     if unless() {
         return;
     }
-    for_each_counted(section.slots(), |page, counters| {
+    for_each_counted(section.slots(), |page, counter| {
         let mmu = kvm.lock_mmu();
-        let count = counters.get(page.gfn());
+        let count = counter.get();
         let of_kvm = count.min(mmu.shadow_page_tables(page.gfn()));
-        counters.set(&mmu, page.gfn(), of_kvm);
+        counter.set(&mmu, of_kvm);
         for _ in of_kvm..count {
             mmu.allow_large_page(page);
         }
@@ -284,20 +282,20 @@ pub(crate) fn untrack_all(kvm: &Kvm, unless: impl FnOnce() -> bool) {
 const BATCH: u64 = 1 << 16;
 
 /// Calls `f` for every page of address space 0 whose count is not zero. Sleeps.
-fn for_each_counted(slots: Slots<'_>, mut f: impl FnMut(Page<'_>, Counters<'_>)) {
+fn for_each_counted(slots: Slots<'_>, mut f: impl FnMut(Page<'_>, Counter<'_>)) {
     slots
         .for_each(|slot| {
-            let Some(counters) = slot.counters().filter(|_| slot.as_id() == 0) else {
+            if slot.counters().is_none() || slot.as_id() != 0 {
                 return Ok(());
-            };
+            }
             for i in 0..slot.npages() {
                 if i % BATCH == 0 {
                     kvm::reschedule();
                 }
-                let gfn = slot.base_gfn() + i;
-                if counters.get(gfn) != 0 {
-                    if let Some(page) = slot.page(gfn) {
-                        f(page, counters);
+                let page = slot.page(slot.base_gfn() + i);
+                if let Some((page, counter)) = page.and_then(|page| Some((page, page.counter()?))) {
+                    if counter.get() != 0 {
+                        f(page, counter);
                     }
                 }
             }

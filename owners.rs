@@ -31,7 +31,10 @@ pub(crate) fn any_external(count: u16, of_kvm: impl FnOnce() -> u16) -> bool {
 /// `EOVERFLOW` at the limit of external adds.
 #[inline(always)]
 pub(crate) fn after_add(count: u16, of_kvm: impl FnOnce() -> u16) -> Result<u16> {
-    if count >= MAX_USERS && count.saturating_sub(of_kvm()) >= MAX_USERS {
+    if count < MAX_USERS {
+        return Ok(count + 1);
+    }
+    if count.saturating_sub(of_kvm()) >= MAX_USERS {
         return Err(EOVERFLOW);
     }
     count.checked_add(1).ok_or(EOVERFLOW)

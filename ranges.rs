@@ -114,7 +114,9 @@ impl Change for Add {
 
     fn undo(_: Section<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool {
         for page in block.pages() {
-            remove_locked(mmu, page).ok();
+            if let Some(counter) = page.counter() {
+                remove_locked(mmu, page, counter).ok();
+            }
         }
         false
     }
@@ -141,7 +143,9 @@ impl Change for Remove {
     fn undo(section: Section<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool {
         let mut flush = false;
         for page in block.pages() {
-            flush |= add_locked(section.slots(), mmu, page).unwrap_or(false);
+            if let Some(counter) = page.counter() {
+                flush |= add_locked(section.slots(), mmu, page, counter).unwrap_or(false);
+            }
         }
         flush
     }

@@ -11,14 +11,14 @@
 use crate::guard;
 use crate::inline_atomic::smp_mb;
 use crate::kernel_api::eopnotsupp;
-use crate::kvm::{Gfn, Kvm, Memslot, MmuWrite, Page, Slots};
+use crate::kvm::{Counter, Gfn, Kvm, Memslot, MmuWrite, Page, Slots};
 use crate::{memslot, owners, vm};
 use kernel::prelude::*;
 
 /// Finds the page in the memslot that a change of its count would go to.
+#[inline(always)]
 pub(crate) fn changeable(slots: Slots<'_>, gfn: Gfn) -> Result<Page<'_>> {
-    let slot = slots.find(0, gfn).ok_or(EINVAL)?;
-    changeable_in(slot, gfn)
+    unless_invalid(slots.find_page(0, gfn).ok_or(EINVAL)?)
 }
 
 /// The page of a memslot whose count may be changed.
@@ -26,8 +26,12 @@ fn changeable_in(slot: &Memslot, gfn: Gfn) -> Result<Page<'_>> {
     if slot.as_id() != 0 {
         return Err(EINVAL);
     }
-    let page = slot.page(gfn).ok_or(EINVAL)?;
-    if slot.is_invalid() {
+    unless_invalid(slot.page(gfn).ok_or(EINVAL)?)
+}
+
+#[inline(always)]
+fn unless_invalid(page: Page<'_>) -> Result<Page<'_>> {
+    if page.slot().is_invalid() {
         return Err(EAGAIN);
     }
     Ok(page)
@@ -59,8 +63,9 @@ fn try_add(kvm: &Kvm, gfn: Gfn) -> Option<Result> {
         Ok(page) => page,
         Err(e) => return Some(Err(e)),
     };
-    page.slot().counters()?;
-    Some(add_and_flush(slots, &kvm.lock_mmu(), page))
+    let counter = page.counter()?;
+    let mmu = kvm.lock_mmu();
+    Some(add_and_flush(slots, &mmu, page, counter))
 }
 
 /// Adds a page and makes what that takes. One guard for all of it: it sleeps.
@@ -96,24 +101,34 @@ pub(crate) fn add_to_slot(
     }
     let page = changeable_in(slot, gfn)?;
     vm::find(slots.kvm()).ok_or(ENOMEM)?;
-    add_and_flush(slots, mmu, page)
+    add_and_flush(slots, mmu, page, page.counter().ok_or(ENOMEM)?)
 }
 
 #[inline(always)]
-fn add_and_flush(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
-    if add_locked(slots, mmu, page)? {
+fn add_and_flush(
+    slots: Slots<'_>,
+    mmu: &MmuWrite<'_>,
+    page: Page<'_>,
+    counter: Counter<'_>,
+) -> Result {
+    if add_locked(slots, mmu, page, counter)? {
         mmu.flush_tlbs();
     }
     Ok(())
 }
 
-/// Adds a page. True if TLBs have to be flushed, before `mmu_lock` is released.
-pub(crate) fn add_locked(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -> Result<bool> {
+/// Adds a page, whose counter it is. True if TLBs have to be flushed, before `mmu_lock` is released.
+#[inline(always)]
+pub(crate) fn add_locked(
+    slots: Slots<'_>,
+    mmu: &MmuWrite<'_>,
+    page: Page<'_>,
+    counter: Counter<'_>,
+) -> Result<bool> {
     let gfn = page.gfn();
-    let counters = page.slot().counters().ok_or(ENOMEM)?;
-    let before = counters.get(gfn);
+    let before = counter.get();
     let of_kvm = || mmu.shadow_page_tables(gfn);
-    counters.set(mmu, gfn, owners::after_add(before, of_kvm)?);
+    counter.set(mmu, owners::after_add(before, of_kvm)?);
     // The count first, then what the caller reads of the page. Pairs with `mmu_hooks::write`.
     smp_mb();
     mmu.disallow_large_page(page);
@@ -122,7 +137,7 @@ pub(crate) fn add_locked(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>) -
     // The other address space's slot is protected as well; C leaves its writable mapping behind, and
     // so does KVM's own add.
     if slots.may_have(1) && !owners::any_external(before, of_kvm) {
-        if let Some(other) = slots.find(1, gfn).and_then(|slot| slot.page(gfn)) {
+        if let Some(other) = slots.find_page(1, gfn) {
             flush |= mmu.write_protect(other);
         }
     }
@@ -140,7 +155,9 @@ pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
     }
     let section = kvm.read_slots();
     let page = changeable(section.slots(), gfn)?;
-    remove_locked(&kvm.lock_mmu(), page)
+    let counter = page.counter().ok_or(ENOENT)?;
+    let mmu = kvm.lock_mmu();
+    remove_locked(&mmu, page, counter)
 }
 
 /// The same for a caller with locks and a memslot (`kvm_slot_page_track_remove_page()`).
@@ -152,14 +169,15 @@ pub(crate) fn remove_from_slot(kvm: &Kvm, mmu: &MmuWrite<'_>, slot: &Memslot, gf
     if !kvm.can_track() {
         return Err(eopnotsupp());
     }
-    remove_locked(mmu, changeable_in(slot, gfn)?)
+    let page = changeable_in(slot, gfn)?;
+    remove_locked(mmu, page, page.counter().ok_or(ENOENT)?)
 }
 
-pub(crate) fn remove_locked(mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
-    let gfn = page.gfn();
-    let counters = page.slot().counters().ok_or(ENOENT)?;
-    let count = owners::after_remove(counters.get(gfn), || mmu.shadow_page_tables(gfn))?;
-    counters.set(mmu, gfn, count);
+/// Removes a page, whose counter it is.
+#[inline(always)]
+pub(crate) fn remove_locked(mmu: &MmuWrite<'_>, page: Page<'_>, counter: Counter<'_>) -> Result {
+    let of_kvm = || mmu.shadow_page_tables(page.gfn());
+    counter.set(mmu, owners::after_remove(counter.get(), of_kvm)?);
     mmu.allow_large_page(page);
     Ok(())
 }

@@ -13,7 +13,7 @@
 //! look at an entry of another VM, which may be destroyed at that moment, reads an entry all the
 //! same, and sees that it is another's. An entry becomes a VM's under the `mmu_lock` of that VM.
 
-use crate::inline_atomic::{cmpxchg, load, store};
+use crate::inline_atomic::{cmpxchg, increment, load, store};
 use crate::kvm::{hash_64, Kvm, MmuWrite, Section};
 use crate::module_pin::ModulePin;
 use crate::notifier_list::{Client, Node, Nodes, NotifierList};
@@ -66,6 +66,10 @@ global_lock! {
     // SAFETY: As above. A VM that is in the table is not destroyed while it is held.
     unsafe(uninit) static KEEP: Mutex<()> = ();
 }
+
+/// Number of VMs in the table. Who finds a VM there and takes its `mmu_lock` afterwards, or enters a read
+/// section that began later, finds it counted.
+static KNOWN: Atomic<u64> = Atomic::new(0);
 
 /// Number of clients of all VMs.
 static CLIENTS: Atomic<usize> = Atomic::new(0);
@@ -266,6 +270,12 @@ pub(crate) fn has_client_node(mmu: &MmuWrite<'_>, node: &Node) -> bool {
     find(mmu.kvm()).is_some_and(|vm| unsafe { vm.clients.head().contains(node, mmu) })
 }
 
+/// Whether the module knows a VM: a cheap no where it knows none. Any context.
+#[inline(always)]
+pub(crate) fn is_known(kvm: &Kvm) -> bool {
+    load(&KNOWN) != 0 && find(kvm).is_some()
+}
+
 /// What the module knows of a VM. Any context.
 #[inline(always)]
 pub(crate) fn find(kvm: &Kvm) -> Option<&Vm> {
@@ -294,7 +304,9 @@ pub(crate) fn find_or_claim<'k>(mmu: &MmuWrite<'k>) -> Option<&'k Vm> {
         }
     }
     // Nobody else claims one for this VM meanwhile, but perhaps this one for another VM.
-    unused.filter(|vm| cmpxchg(&vm.key, 0, key) == 0)
+    let vm = unused.filter(|vm| cmpxchg(&vm.key, 0, key) == 0)?;
+    increment(&KNOWN);
+    Some(vm)
 }
 
 /// The same where the chain has one entry only: mostly, and without a loop.
@@ -305,7 +317,10 @@ pub(crate) fn find_or_claim_only<'k>(mmu: &MmuWrite<'k>) -> Option<&'k Vm> {
     let vm = unsafe { entry(load(chain(key))) }.filter(|vm| vm.next == 0)?;
     // As above. Entries that come meanwhile come before it, and none of them becomes this VM's.
     match cmpxchg(&vm.key, 0, key) {
-        0 => Some(vm),
+        0 => {
+            increment(&KNOWN);
+            Some(vm)
+        }
         owner if owner == key => {
             // A branch of its own: mostly a VM's first notifier is the first that is known of it.
             // SAFETY: No instruction.
@@ -382,6 +397,7 @@ pub(crate) unsafe fn destroyed(kvm: &Kvm) {
         // If they still pin the module, it stays pinned: whoever registered them has yet to call us.
         store(&vm.pinned, NEVER);
         vm.key.store(0, Release);
+        KNOWN.fetch_sub(1, Relaxed);
     }
 }
 
