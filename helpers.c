@@ -278,6 +278,9 @@ unsigned long kpt_srcu_open_sections(struct srcu_struct *srcu)
 	return flavors & SRCU_READ_FLAVOR_SLOWGP ? ULONG_MAX : locks - unlocks;
 }
 
+DEFINE_STATIC_CALL_NULL(kpt_written, kpt_write_to_clients);
+DEFINE_STATIC_CALL_NULL(kpt_deleted, kpt_deletion_to_clients);
+
 void kpt_hlist_del_rcu(struct hlist_node *n)
 {
 	hlist_del_rcu(n);

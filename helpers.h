@@ -8,6 +8,7 @@
 
 #include <linux/kvm_host.h>
 #include <linux/seq_file.h>
+#include <linux/static_call.h>
 #include <asm/ibt.h>
 
 /* Called often, and directly only: needs no ENDBR. */
@@ -66,6 +67,12 @@ int kpt_srcu_read_lock(struct srcu_struct *srcu);
 void kpt_srcu_read_unlock(struct srcu_struct *srcu, int idx);
 unsigned long kpt_srcu_open_sections(struct srcu_struct *srcu);
 void kpt_hlist_del_rcu(struct hlist_node *n);
+
+/* The way to clients: see clients.rs, which has these two functions. */
+void kpt_write_to_clients(struct kvm *kvm, gpa_t gpa, const u8 *new, int bytes);
+void kpt_deletion_to_clients(struct kvm *kvm, struct kvm_memory_slot *slot);
+DECLARE_STATIC_CALL(kpt_written, kpt_write_to_clients);
+DECLARE_STATIC_CALL(kpt_deleted, kpt_deletion_to_clients);
 
 /*
  * Rust for C: called by kvm_without_tracking_edge.c, which is only built where KVM

@@ -794,8 +794,9 @@ impl Memslot {
         unsafe { ptr.cast().as_ref() }
     }
 
+    /// The C view of this memslot.
     #[inline(always)]
-    fn as_ptr(&self) -> *mut bindings::kvm_memory_slot {
+    pub(crate) fn as_ptr(&self) -> *mut bindings::kvm_memory_slot {
         self.0.get()
     }
 

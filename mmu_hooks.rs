@@ -19,7 +19,7 @@ use crate::kvm::{Gfn, Gpa, Kvm, Memslot, NewSlot};
 use crate::kvm_symbols::resolve;
 use crate::notifier_list::Written;
 use crate::provider::{self, HOOKS};
-use crate::{memslot, notifier, vm};
+use crate::{clients, memslot, notifier, vm};
 use kernel::ffi::{c_int, c_ulong};
 use kernel::prelude::*;
 
@@ -88,7 +88,9 @@ pub(crate) unsafe extern "C" fn write(kvm: &Kvm, gpa: Gpa, new: *const u8, bytes
     // first, then the count. Pairs with the barrier in `tracker::add_locked`; KVM has the same pair in
     // kvm_mmu_track_write() and account_shadowed().
     smp_mb();
-    if !notifier::anybody_listens(kvm) {
+    if !notifier::any(kvm) {
+        // SAFETY: As the caller promises.
+        unsafe { clients::written(kvm, gpa, new, bytes) };
         return;
     }
     // SAFETY: As the caller promises; `new` holds the bytes written during the call.
@@ -103,7 +105,11 @@ pub(crate) unsafe extern "C" fn write(kvm: &Kvm, gpa: Gpa, new: *const u8, bytes
 ///
 /// KVM's arguments; `slots_lock` is held.
 pub(crate) unsafe extern "C" fn delete_slot(kvm: &Kvm, slot: &Memslot) {
-    notifier::region_removed(kvm, slot);
+    if notifier::any(kvm) {
+        notifier::region_removed(kvm, slot);
+    } else {
+        clients::deleted(kvm, slot);
+    }
 }
 
 /// `kvm_page_track_create_memslot()`: a memslot is made, or made anew at another place.

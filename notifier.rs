@@ -11,11 +11,11 @@ use crate::guard;
 use crate::inline_atomic::increment;
 use crate::kernel_api::eopnotsupp;
 use crate::kvm::{gpa_to_gfn, Gpa, Kvm, Memslot, MmuGuard, MmuWrite, Section, VcpuSection};
-use crate::memslot;
 use crate::module_pin::ModulePin;
 use crate::notifier_list::{Client, Node, Nodes, Written};
 use crate::provider::{self, CSection, Notifiers};
 use crate::vm::{self, VmSection};
+use crate::{clients, memslot};
 use kernel::prelude::*;
 
 /// What every registration checks first.
@@ -198,6 +198,7 @@ pub(crate) fn register_client(kvm: &Kvm, client: &Client) -> Result {
     }
     let pin = ModulePin::get()?;
     let vm = vm::find_or_create(kvm)?;
+    clients::open();
     // Before the client can be found, hence unregistered.
     // SAFETY: The caller has a reference.
     unsafe { kvm.get() };
@@ -206,7 +207,7 @@ pub(crate) fn register_client(kvm: &Kvm, client: &Client) -> Result {
         unsafe { kvm.put() };
         return Err(EEXIST);
     }
-    vm::count_client();
+    clients::count();
     pin.keep();
     Ok(())
 }
@@ -217,7 +218,7 @@ pub(crate) fn unregister_client(kvm: &Kvm, client: &Client) {
     if !vm.remove_client(client) {
         return;
     }
-    vm::uncount_client();
+    clients::uncount();
     kvm.synchronize();
     // SAFETY: Registering took a reference and kept a pin, and the client has just been taken out.
     // Neither `kvm` nor `vm` is used afterwards.
@@ -227,10 +228,10 @@ pub(crate) fn unregister_client(kvm: &Kvm, client: &Client) {
     }
 }
 
-/// Whether an event may be of interest to somebody. A hint: nothing keeps them.
+/// Whether a VM has notifiers of upstream's. A hint: nothing keeps them.
 #[inline(always)]
-pub(crate) fn anybody_listens(kvm: &Kvm) -> bool {
-    Notifiers::of(kvm).any() || vm::any_client()
+pub(crate) fn any(kvm: &Kvm) -> bool {
+    Notifiers::of(kvm).any()
 }
 
 /// Tells notifiers and clients of a guest write that was emulated (`__kvm_page_track_write()`).
@@ -316,25 +317,19 @@ fn unguarded(section: Section<'_>) -> Option<Nodes<'_, Node>> {
 
 /// Tells notifiers and clients that a memslot was deleted (`kvm_page_track_delete_slot()`). Called
 /// with `slots_lock` held; may sleep.
-#[inline(always)]
-pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
-    if anybody_listens(kvm) {
-        tell_removed(kvm, slot);
-    }
-}
-
 #[inline(never)] // scripts/check-indirect-calls.sh knows it by name
-fn tell_removed(kvm: &Kvm, slot: &Memslot) {
+pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
     let slots = kvm.read_slots();
     match unguarded(slots.section()) {
-        Some(notifiers) if !vm::any_client() => notifiers.track_remove_region(slot),
-        notifiers => tell_all_removed(slots.section(), slot, notifiers),
+        Some(notifiers) if !clients::any() => notifiers.track_remove_region(slot),
+        _ => tell_all_removed(slots.section(), slot),
     }
 }
 
 /// The same where there may be clients, or a guard is needed.
 #[inline(never)] // as above
-fn tell_all_removed(section: Section<'_>, slot: &Memslot, notifiers: Option<Nodes<'_, Node>>) {
+fn tell_all_removed(section: Section<'_>, slot: &Memslot) {
+    let notifiers = unguarded(section);
     let _guard = notifiers.is_none().then(guard::enter);
     match notifiers {
         Some(notifiers) => notifiers.track_remove_region(slot),

@@ -116,8 +116,10 @@ impl Node {
         // SAFETY: By the type invariant.
         unsafe {
             let node = self.0.get();
-            if let Some(f) = (*node).track_remove_region {
-                f(gfn, npages as usize, node);
+            match (*node).track_remove_region {
+                Some(f) => f(gfn, npages as usize, node),
+                // As in `track_write`.
+                None => core::arch::asm!("", options(nomem, nostack, preserves_flags)),
             }
         }
     }

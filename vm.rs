@@ -51,7 +51,7 @@ const BEFORE: usize = 2;
 /// A power of two.
 const CHAINS: usize = 256;
 
-/// The address of the newest entry of each chain (0 before `init`). Changes under [`GROW`].
+/// The address of the newest entry of each chain; 0 only before `init`. Changes under [`GROW`].
 static CHAIN: [Atomic<usize>; CHAINS] = [const { Atomic::new(0) }; CHAINS];
 
 /// The oldest entry of each chain, which is always there.
@@ -70,9 +70,6 @@ global_lock! {
 /// Number of VMs in the table. Who finds a VM there and takes its `mmu_lock` afterwards, or enters a read
 /// section that began later, finds it counted.
 static KNOWN: Atomic<u64> = Atomic::new(0);
-
-/// Number of clients of all VMs.
-static CLIENTS: Atomic<usize> = Atomic::new(0);
 
 /// Sets up the table.
 ///
@@ -223,45 +220,33 @@ impl<'a> VmSection<'a> {
     }
 }
 
-/// Whether any VM has a client: a cheap first question of the event path.
-#[inline(always)]
-pub(crate) fn any_client() -> bool {
-    load(&CLIENTS) != 0
-}
-
-/// Counts a client that was registered.
-pub(crate) fn count_client() {
-    CLIENTS.add(1, Relaxed);
-}
-
-/// Counts a client that was unregistered.
-pub(crate) fn uncount_client() {
-    CLIENTS.fetch_sub(1, Relaxed);
-}
-
 #[inline(always)]
 fn chain(key: usize) -> &'static Atomic<usize> {
     &CHAIN[hash_64(key as u64, CHAINS.ilog2())]
 }
 
-/// The entry at an address.
-///
-/// # Safety
-///
-/// The address is from [`CHAIN`] or from an entry's `next`.
+/// The newest entry of a chain.
 #[inline(always)]
-unsafe fn entry(address: usize) -> Option<&'static Vm> {
-    // SAFETY: What is in a chain is the address of an entry, which is static, or written before it is
-    // linked and freed by `clear` only, when no other user of the module is left (design, section 5,
-    // rule 2). The links do not change.
-    unsafe { (address as *const Vm).as_ref() }
+fn newest(chain: &Atomic<usize>) -> &'static Vm {
+    // SAFETY: From `init` on there is one. It is static, or written before it is linked and freed by
+    // `clear` only, when no other user of the module is left (design, section 5, rule 2).
+    unsafe { &*(load(chain) as *const Vm) }
+}
+
+impl Vm {
+    /// The entry that was there before this one.
+    #[inline(always)]
+    fn next(&self) -> Option<&'static Vm> {
+        // SAFETY: 0, or what was the newest entry when this one was linked: as in `newest`. The links do
+        // not change.
+        unsafe { (self.next as *const Vm).as_ref() }
+    }
 }
 
 /// The entries of a chain, from the newest on.
 #[inline(always)]
 fn entries(chain: &Atomic<usize>) -> impl Iterator<Item = &'static Vm> {
-    // SAFETY: From a chain and from an entry.
-    unsafe { core::iter::successors(entry(load(chain)), |vm| entry(vm.next)) }
+    core::iter::successors(Some(newest(chain)), |vm| vm.next())
 }
 
 /// Whether a node is that of a client of the VM that is locked.
@@ -280,15 +265,11 @@ pub(crate) fn is_known(kvm: &Kvm) -> bool {
 #[inline(always)]
 pub(crate) fn find(kvm: &Kvm) -> Option<&Vm> {
     // A loop of its own: the event path, which does not look at the link of the entry that it wants.
-    let mut next = load(chain(kvm.key()));
-    // SAFETY: From a chain, and then from an entry.
-    while let Some(vm) = unsafe { entry(next) } {
-        if load(&vm.key) == kvm.key() {
-            return Some(vm);
-        }
-        next = vm.next;
+    let mut vm = newest(chain(kvm.key()));
+    while load(&vm.key) != kvm.key() {
+        vm = vm.next()?;
     }
-    None
+    Some(vm)
 }
 
 /// The entry of the VM that is locked: its own, or an unused one, if there is either.
@@ -313,8 +294,10 @@ pub(crate) fn find_or_claim<'k>(mmu: &MmuWrite<'k>) -> Option<&'k Vm> {
 #[inline(always)]
 pub(crate) fn find_or_claim_only<'k>(mmu: &MmuWrite<'k>) -> Option<&'k Vm> {
     let key = mmu.kvm().key();
-    // SAFETY: From a chain.
-    let vm = unsafe { entry(load(chain(key))) }.filter(|vm| vm.next == 0)?;
+    let vm = newest(chain(key));
+    if vm.next != 0 {
+        return None;
+    }
     // As above. Entries that come meanwhile come before it, and none of them becomes this VM's.
     match cmpxchg(&vm.key, 0, key) {
         0 => {

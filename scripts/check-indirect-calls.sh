@@ -15,7 +15,7 @@ set -euo pipefail
 declare -A allowed=(
 	["page_track::notifier::tell_written"]=1
 	["page_track::notifier::tell_all"]=2
-	["page_track::notifier::tell_removed"]=1
+	["page_track::notifier::region_removed"]=1
 	["page_track::notifier::tell_all_removed"]=3
 	["<page_track::notifier_list::Client>::track_move_region"]=1
 	# core::fmt::Formatter's output, a trait object
