@@ -493,30 +493,38 @@ impl<'a> Slots<'a> {
     #[inline(always)]
     pub(crate) fn find(self, as_id: u16, gfn: Gfn) -> Option<&'a Memslot> {
         let set = self.kvm.active_set(as_id);
-        // SAFETY: The memslots of this address space.
+        // SAFETY: It has just been looked up.
         unsafe { self.find_again_in(set, gfn) }.or_else(|| {
-            // SAFETY: By the type invariant memslots found stay allocated as long as `'a`.
-            unsafe { bindings::kpt_search_slots(set, gfn).cast::<Memslot>().as_ref() }
+            // SAFETY: By the type invariant the set is not written, and the memslots in it stay allocated,
+            // as long as `'a` (design, section 5, rule 3).
+            unsafe {
+                bindings::kpt_search_slots(set, gfn)
+                    .cast::<Memslot>()
+                    .as_ref()
+            }
         })
     }
 
     /// The same if it is the memslot that was found last.
     #[inline(always)]
     fn find_again(self, as_id: u16, gfn: Gfn) -> Option<&'a Memslot> {
-        // SAFETY: The memslots of this address space.
+        // SAFETY: It has just been looked up.
         unsafe { self.find_again_in(self.kvm.active_set(as_id), gfn) }
     }
 
+    /// The same in a set of memslots.
+    ///
     /// # Safety
     ///
-    /// `set` was the active one of an address space of the VM.
+    /// `set` was an active one of the VM when the right to look up memslots was there already.
     #[inline(always)]
     unsafe fn find_again_in(
         self,
         set: *mut bindings::kvm_memslots,
         gfn: Gfn,
     ) -> Option<&'a Memslot> {
-        // SAFETY: As in `find`. The slot found last is one of this set, so it lives as long.
+        // SAFETY: The set can be read at any time. The memslot found last is one of it, so by the caller's
+        // promise and the type invariant it stays allocated as long as `'a`.
         let last = unsafe {
             (read_once(addr_of!((*set).last_used_slot.counter)) as *const Memslot).as_ref()
         };
@@ -669,9 +677,11 @@ impl MmuWrite<'_> {
     ///
     /// It does if there are none but those of the TDP MMU, with A/D bits.
     pub(crate) fn can_clear_writable(&self, slot: &Memslot) -> bool {
-        // SAFETY: By the type invariants; without a TDP MMU its list would not be there either.
-        self.maps_by_tdp_mmu_only(slot)
-            && unsafe { bindings::kpt_tdp_mmu_has_ad_bits(self.kvm.as_ptr()) }
+        if !self.maps_by_tdp_mmu_only(slot) {
+            return false;
+        }
+        // SAFETY: By the type invariants `mmu_lock` is held, and there is a TDP MMU, hence its list.
+        unsafe { bindings::kpt_tdp_mmu_has_ad_bits(self.kvm.as_ptr()) }
     }
 
     /// Makes the 4 KiB mappings of several pages of a block read-only, in one walk; TLBs have to be flushed.
@@ -1172,7 +1182,6 @@ impl Counters<'_> {
             None => 0,
         }
     }
-
 }
 
 /// A memslot that KVM is creating, or moving from another place: not visible to anyone yet.

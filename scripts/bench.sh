@@ -16,6 +16,8 @@
 #   VM=nested|shadow  only that paging mode
 #   BENCH_OUT=build/bench  where the results go
 #
+# Fails if a row misses its goal (scripts/bench-report.py).
+#
 # The table goes to stdout, results.json and results.svg to BENCH_OUT.
 #
 # Counted parts run on one emulated processor whose time stamp counter counts
@@ -117,6 +119,8 @@ if [ -n "$linux" ]; then
 	results+=(npt=0 build/log/bench-linux.host)
 fi
 
-scripts/bench-report.py --out "$out" "${results[@]}"
+goals=0
+scripts/bench-report.py --out "$out" "${results[@]}" || goals=$?
 "$python" scripts/bench-chart.py "$out/results.json" "$out/results.svg"
 say "bench took $((SECONDS - start)) s; $out/results.json, $out/results.svg"
+exit "$goals"
