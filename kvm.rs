@@ -648,39 +648,82 @@ impl MmuWrite<'_> {
     #[inline(always)]
     #[must_use]
     pub(crate) fn write_protect(&self, page: Page<'_>) -> bool {
-        let (kvm, slot) = (self.kvm.as_ptr(), page.slot.as_ptr());
-        // SAFETY: As in `disallow_large_page`.
+        if page.slot.has_rmaps() {
+            // SAFETY: As has been asked.
+            return unsafe { self.write_protect_with_rmaps(page) };
+        }
+        if self.may_have_rmaps() {
+            return self.write_protect_again(page);
+        }
+        // SAFETY: Without reverse mappings there is a TDP MMU.
+        unsafe { self.write_protect_in_tdp_mmu(page) }
+    }
+
+    /// Makes those of the TDP MMU read-only.
+    ///
+    /// # Safety
+    ///
+    /// There is a TDP MMU.
+    #[inline(always)]
+    unsafe fn write_protect_in_tdp_mmu(&self, page: Page<'_>) -> bool {
+        // SAFETY: `mmu_lock` is held, and the memslot holds the page.
         unsafe {
-            if self.maps_by_tdp_mmu_only(page.slot) {
-                bindings::kpt_tdp_mmu_write_protect(kvm, slot, page.gfn)
-            } else {
-                bindings::kpt_slot_gfn_write_protect(kvm, slot, page.gfn)
-            }
+            bindings::kpt_tdp_mmu_write_protect(self.kvm.as_ptr(), page.slot.as_ptr(), page.gfn)
         }
     }
 
-    /// Whether a memslot's pages have no mappings but those of the TDP MMU. C source:
+    /// Makes all of them read-only.
+    ///
+    /// # Safety
+    ///
+    /// The memslot has reverse mappings.
+    #[inline(always)]
+    unsafe fn write_protect_with_rmaps(&self, page: Page<'_>) -> bool {
+        // SAFETY: `mmu_lock` is held, and the memslot holds the page.
+        unsafe {
+            bindings::kpt_slot_gfn_write_protect(self.kvm.as_ptr(), page.slot.as_ptr(), page.gfn)
+        }
+    }
+
+    /// The same where the memslot has none, but others may have some.
+    ///
+    /// KVM gives them to the memslots that are active when it begins to shadow page tables. Somebody who
+    /// found the memslot before its flags were changed has the copy that is not active any more, and is
+    /// waited for.
+    #[cold]
+    #[inline(never)]
+    fn write_protect_again(&self, page: Page<'_>) -> bool {
+        // SAFETY: The memslot of the page is there, so the right by which it was found is as well: a
+        // section, or `slots_lock` (design, section 5, rule 3).
+        let slots = unsafe { self.kvm.assume_slots() };
+        match slots.find_page(page.slot.as_id(), page.gfn) {
+            // SAFETY: It has reverse mappings.
+            Some(page) if page.slot.has_rmaps() => unsafe { self.write_protect_with_rmaps(page) },
+            // SAFETY: Where the one that was found has none there is a TDP MMU.
+            _ => unsafe { self.write_protect_in_tdp_mmu(page) },
+        }
+    }
+
+    /// Whether KVM has begun to shadow page tables, and so has given reverse mappings to every memslot
+    /// that was active then or came later. (Where there is no TDP MMU they all have some anyway.)
+    ///
+    /// The first mapping that is not the TDP MMU's is made under `mmu_lock`, after this has become true: as
+    /// long as it is not, memslots without reverse mappings have no others. C source:
     /// `kvm_memslots_have_rmaps()`.
     #[inline(always)]
-    fn maps_by_tdp_mmu_only(&self, slot: &Memslot) -> bool {
-        // SAFETY: By the type invariants. The first mapping that is not the TDP MMU's is made under
-        // `mmu_lock`, and the flag is set before, so it is seen here. Where there is no TDP MMU every
-        // memslot has reverse mappings from the beginning. (KVM may be giving it some at this moment:
-        // before it sets the flag.)
-        unsafe {
-            read_once(addr_of!((*slot.as_ptr()).arch.rmap[0])).is_null()
-                && !read_once(addr_of!((*self.kvm.as_ptr()).arch.shadow_root_allocated))
-        }
+    fn may_have_rmaps(&self) -> bool {
+        // SAFETY: By the invariant of `Kvm`.
+        unsafe { read_once(addr_of!((*self.kvm.as_ptr()).arch.shadow_root_allocated)) }
     }
 
     /// Whether [`MmuWrite::clear_writable`] reaches every mapping of a memslot's pages but large pages.
     ///
     /// It does if there are none but those of the TDP MMU, with A/D bits.
     pub(crate) fn can_clear_writable(&self, slot: &Memslot) -> bool {
-        if !self.maps_by_tdp_mmu_only(slot) {
+        if slot.has_rmaps() || self.may_have_rmaps() {
             return false;
         }
-        // SAFETY: By the type invariants `mmu_lock` is held, and there is a TDP MMU, hence its list.
+        // SAFETY: By the type invariant `mmu_lock` is held; and there is a TDP MMU, hence its list.
         unsafe { bindings::kpt_tdp_mmu_has_ad_bits(self.kvm.as_ptr()) }
     }
 
@@ -837,6 +880,14 @@ impl Memslot {
         unsafe { (*self.as_ptr()).flags & bindings::KPT_SLOT_INVALID != 0 }
     }
 
+    /// Whether the memslot has reverse mappings: where KVM has no TDP MMU from the beginning (it makes them
+    /// before it asks for counters), else from when KVM shadows guest page tables.
+    #[inline(always)]
+    pub(crate) fn has_rmaps(&self) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { !read_once(addr_of!((*self.as_ptr()).arch.rmap[0])).is_null() }
+    }
+
     /// A page of the memslot; `None` if it does not hold the frame.
     pub(crate) fn page(&self, gfn: Gfn) -> Option<Page<'_>> {
         // INVARIANT: The memslot holds the frame.
@@ -868,7 +919,7 @@ impl Memslot {
     /// The write-track counters, if the memslot has any.
     #[inline(always)]
     pub(crate) fn counters(&self) -> Option<Counters<'_>> {
-        // SAFETY: The field is valid by the type invariant; it is published with release.
+        // SAFETY: The field is valid by the type invariant; `alloc_counters` says why the array is seen zeroed.
         let array = unsafe { read_once(self.counters_field()) };
         Some(Counters {
             array: NonNull::new(array)?,
@@ -947,7 +998,7 @@ impl<'s> Page<'s> {
     /// Its counter, if the memslot has any.
     #[inline(always)]
     pub(crate) fn counter(self) -> Option<Counter<'s>> {
-        // SAFETY: By the invariant of the memslot; the field is published with release.
+        // SAFETY: By the invariant of the memslot. As in `Memslot::counters`.
         let array = NonNull::new(unsafe { read_once(self.slot.counters_field()) })?;
         let index = self.gfn.wrapping_sub(self.slot.base_gfn());
         // INVARIANT: An element of the array.
@@ -1215,14 +1266,6 @@ impl<'a> NewSlot<'a> {
     pub(crate) fn slots(&self) -> Slots<'a> {
         // SAFETY: By the type invariants.
         unsafe { self.kvm.assume_slots() }
-    }
-
-    /// Whether KVM has given the memslot reverse mappings, which it does before it asks for counters: it
-    /// does where it has no TDP MMU, or where it shadows guest page tables (`kvm_memslots_have_rmaps()`).
-    #[inline(always)]
-    pub(crate) fn has_rmaps(&self) -> bool {
-        // SAFETY: By the type invariants the slot is valid, and nobody but this task knows it.
-        unsafe { !(*addr_of!((*self.slot.as_ptr()).arch.rmap))[0].is_null() }
     }
 
     /// The memslot itself.

@@ -90,7 +90,7 @@ pub(crate) fn ensure_counters(kvm: &Kvm, gfn: Gfn) -> Result {
 pub(crate) fn created(new: NewSlot<'_>) -> Result {
     // Without reverse mappings KVM has a TDP MMU and shadows no page tables: then C needs counters only if
     // it has been enabled to track for other modules. And a memslot that moves may have some already.
-    if new.has_rmaps() || provider::enabled_by_c(new.kvm()) || vm::is_known(new.kvm()) {
+    if new.slot().has_rmaps() || provider::enabled_by_c(new.kvm()) || vm::is_known(new.kvm()) {
         created_with_counters(new)
     } else {
         Ok(())
@@ -242,6 +242,7 @@ fn external(vcpu: VcpuSection<'_>, page: Page<'_>) -> Option<bool> {
     // the count. And this first: KVM takes a page off the count before it unlinks it, so a count that is
     // seen after an empty bucket was not KVM's when that was looked at.
     let shadowed = vcpu.may_shadow(page.gfn());
+    // (`Page::count` would be two instructions more.)
     let counted = page.counter().is_some_and(|counter| counter.get() != 0);
     match (counted, shadowed) {
         (true, Some(true)) => None,
@@ -292,11 +293,11 @@ fn for_each_counted(slots: Slots<'_>, mut f: impl FnMut(Page<'_>, Counter<'_>)) 
                 if i % BATCH == 0 {
                     kvm::reschedule();
                 }
-                let page = slot.page(slot.base_gfn() + i);
-                if let Some((page, counter)) = page.and_then(|page| Some((page, page.counter()?))) {
-                    if counter.get() != 0 {
-                        f(page, counter);
-                    }
+                let Some(page) = slot.page(slot.base_gfn() + i) else {
+                    break;
+                };
+                if let Some(counter) = page.counter().filter(|counter| counter.get() != 0) {
+                    f(page, counter);
                 }
             }
             Ok(())
