@@ -25,10 +25,15 @@ pub(crate) fn any() -> bool {
     load(&CLIENTS) != 0
 }
 
-/// Opens the way, for good, before a client is registered. Sleeps.
+/// Opens the way, for good, before a client is registered. Sleeps, and takes `cpus_read_lock()`.
+///
+/// When it returns every processor has been interrupted since the way was opened: who did not find it
+/// open had made his write visible before, and before whatever the client adds.
 pub(crate) fn open() {
-    // SAFETY: The functions are of the types that the static calls are declared with, and are ours, like
-    // the calls. Process context without spinlocks.
+    // What `static_call_update()` is; here, so that objtool finds the keys of the calls below in this
+    // object as well.
+    // SAFETY: The functions are of the types that helpers.h declares the static calls with, and are ours,
+    // like the calls. Process context without spinlocks.
     unsafe {
         bindings::__static_call_update(
             &raw mut bindings::__SCK__kpt_written,

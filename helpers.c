@@ -38,6 +38,10 @@ DEFINE_STATIC_CALL_RET0(kpt_tdp_protect, kpt_protect_fn);
 DEFINE_STATIC_CALL_RET0(kpt_enabled, kpt_enabled_fn);
 DEFINE_STATIC_CALL_NULL(kpt_clear, kpt_clear_fn);
 
+/* clients.rs calls and updates these. */
+DEFINE_STATIC_CALL_NULL(kpt_written, kpt_write_to_clients);
+DEFINE_STATIC_CALL_NULL(kpt_deleted, kpt_deletion_to_clients);
+
 void kpt_set_kvm_function(enum kpt_kvm_function which, unsigned long addr)
 {
 	switch (which) {
@@ -277,9 +281,6 @@ unsigned long kpt_srcu_open_sections(struct srcu_struct *srcu)
 	}
 	return flavors & SRCU_READ_FLAVOR_SLOWGP ? ULONG_MAX : locks - unlocks;
 }
-
-DEFINE_STATIC_CALL_NULL(kpt_written, kpt_write_to_clients);
-DEFINE_STATIC_CALL_NULL(kpt_deleted, kpt_deletion_to_clients);
 
 void kpt_hlist_del_rcu(struct hlist_node *n)
 {

@@ -22,5 +22,5 @@ $(call kpt-need,CONFIG_LTO_CLANG,n,Optimized at link time kvm.ko has no function
 $(call kpt-need,CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS,y,They are replaced by direct jumps of ftrace)
 $(call kpt-need,CONFIG_DYNAMIC_FTRACE_WITH_JMP,y,They are replaced by direct jumps of ftrace)
 $(call kpt-need,CONFIG_KPROBES,y,It finds functions that are not exported by a kprobe)
-$(call kpt-need,CONFIG_HAVE_STATIC_CALL,y,It may call these functions directly only)
+$(call kpt-need,CONFIG_HAVE_STATIC_CALL_INLINE,y,It may call these functions directly only)
 endif

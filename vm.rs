@@ -67,8 +67,10 @@ global_lock! {
     unsafe(uninit) static KEEP: Mutex<()> = ();
 }
 
-/// Number of VMs in the table. Who finds a VM there and takes its `mmu_lock` afterwards, or enters a read
-/// section that began later, finds it counted.
+/// Number of VMs in the table.
+///
+/// A VM is counted under the `mmu_lock` under which it gets its entry, so whoever has taken that lock after
+/// he found the entry sees it counted: who has counted a page, or linked a notifier or client.
 static KNOWN: Atomic<u64> = Atomic::new(0);
 
 /// Sets up the table.
@@ -491,7 +493,9 @@ mod tests {
             // Another's.
             vm.key.store(kvm.key() + 1, Relaxed);
             assert!(find_or_claim_only(mmu).is_none());
-            vm.key.store(0, Relaxed);
+            vm.key.store(if only { kvm.key() } else { 0 }, Relaxed);
+            // SAFETY: As above.
+            unsafe { destroyed(kvm) };
         });
     }
 

@@ -131,6 +131,9 @@ struct kvm_page_track_client {
  * Its node is not to be registered as a notifier meanwhile.  Pins the VM and
  * kvm_page_track.ko until the client is unregistered.
  *
+ * Context: takes cpus_read_lock(), so neither kvm_lock, kvm->slots_lock nor a lock
+ * that is taken when a processor comes or goes may be held.
+ *
  * Return: 0, -EINVAL, -ESRCH, -EEXIST, -EOPNOTSUPP, -ENOMEM, -EAGAIN.
  */
 int kvm_page_track_register_client(struct kvm *kvm,

@@ -13,16 +13,17 @@ say by how much, and why.
 import argparse
 import json
 import os
-import re
 import statistics
 import sys
 
 # What make bench is to show: no row costs more than in C, to two digits; a range of mapped
-# pages costs at most half of single adds, and one flush.
+# pages costs at most half of single adds if no vCPU is just handling an exit, and one flush.
 AT_MOST = 1.00
-RANGES = r"1,000 mapped pages: add, as a range$"
-RANGES_AT_MOST = 0.50
-FLUSHES = r"1,000 mapped pages: remote TLB flushes, as a range"
+RANGE = "1,000 mapped pages: add, as a range"
+RANGE_AT_MOST = 0.50
+FLUSHES = "1,000 mapped pages: remote TLB flushes, as a range"
+# KVM does not say whether a walk for many has changed anything (docs/performance.md).
+NOT_A_GOAL = "1,000 unmapped pages: remote TLB flushes, as a range"
 
 
 class Row:
@@ -78,15 +79,18 @@ class Row:
 
     def misses(self):
         """What the row was to show and does not, or nothing."""
-        if re.match(FLUSHES, self.name):
-            return "" if self.rounds["rust"] == [1] * len(self.rounds["rust"]) else "not one flush"
-        limit = RANGES_AT_MOST if re.match(RANGES, self.name) else AT_MOST
-        # where the rounds differ, only if every one says so; time says nothing so fine
-        if self.ratio() is None or self.unit in ("ms", "us") or round(self.ratio(), 2) <= limit:
+        c, rust = self.value("c"), self.value("rust")
+        if c is None or rust is None or self.unit in ("ms", "us") or self.name == NOT_A_GOAL:
             return ""
+        if self.name.startswith(FLUSHES):
+            return "" if self.spread("rust") == [1, 1] else f"{show(rust)} flushes, not one"
+        limit = RANGE_AT_MOST if self.name == RANGE else AT_MOST
+        if rust == 0 or (c and round(rust / c, 2) <= limit):
+            return ""
+        # where the rounds differ, only if every one says so
         if limit == AT_MOST and self.spread("rust")[0] <= self.spread("c")[1]:
             return ""
-        return f"{show_ratio(self.ratio())}, more than {limit:.2f}"
+        return f"{show(rust)}, C {show(c)}: more than {limit:.2f}"
 
     def result(self):
         r = {
@@ -182,8 +186,8 @@ def goals(rows):
     for r in missed:
         print(f"MISSED  {r.mode} {r.name}: {r.misses()}")
     if not missed:
-        print(f"goals met: no row costs more than C ({AT_MOST:.2f}), ranges of mapped pages at "
-              f"most {RANGES_AT_MOST:.2f} and one flush, as far as they were measured")
+        print(f"goals met, of the rows measured: none costs more than C ({AT_MOST:.2f}); 1,000 "
+              f"mapped pages as a range at most {RANGE_AT_MOST:.2f}, and one flush")
     return not missed
 
 

@@ -119,8 +119,10 @@ if [ -n "$linux" ]; then
 	results+=(npt=0 build/log/bench-linux.host)
 fi
 
+rm -f "$out/results.json"
 goals=0
 scripts/bench-report.py --out "$out" "${results[@]}" || goals=$?
+[ -s "$out/results.json" ] || die "bench: no results"
 "$python" scripts/bench-chart.py "$out/results.json" "$out/results.svg"
 say "bench took $((SECONDS - start)) s; $out/results.json, $out/results.svg"
 exit "$goals"

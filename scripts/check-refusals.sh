@@ -98,7 +98,7 @@ refused_option CONFIG_LTO_CLANG y
 refused_option CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS n
 refused_option CONFIG_DYNAMIC_FTRACE_WITH_JMP n
 refused_option CONFIG_KPROBES n
-refused_option CONFIG_HAVE_STATIC_CALL n
+refused_option CONFIG_HAVE_STATIC_CALL_INLINE n
 own "$conf"
 
 mmu=arch/x86/kvm/mmu
