@@ -676,7 +676,7 @@ impl MmuWrite<'_> {
     ///
     /// # Safety
     ///
-    /// The memslot has reverse mappings.
+    /// The memslot has reverse mappings ([`Memslot::has_rmaps`]).
     #[inline(always)]
     unsafe fn write_protect_with_rmaps(&self, page: Page<'_>) -> bool {
         // SAFETY: `mmu_lock` is held, and the memslot holds the page.
@@ -882,10 +882,13 @@ impl Memslot {
 
     /// Whether the memslot has reverse mappings: where KVM has no TDP MMU from the beginning (it makes them
     /// before it asks for counters), else from when KVM shadows guest page tables.
+    ///
+    /// If so it has those of all levels, until it is freed: KVM makes those of the last level last, and
+    /// takes none back when it has them.
     #[inline(always)]
     pub(crate) fn has_rmaps(&self) -> bool {
         // SAFETY: By the type invariant.
-        unsafe { !read_once(addr_of!((*self.as_ptr()).arch.rmap[0])).is_null() }
+        unsafe { !read_once(addr_of!((*self.as_ptr()).arch.rmap[LARGE_LEVELS])).is_null() }
     }
 
     /// A page of the memslot; `None` if it does not hold the frame.

@@ -12,7 +12,7 @@
 
 #define NPAGES	192
 #define NR_L2	8
-/* L2's page 0 is this page of L1's: not of the first block of 64. */
+/* L2's page 0 is this page of L1's. */
 #define SHIFT	70
 #define L1_PAGE(nr)	(SHIFT + (nr))
 
@@ -38,7 +38,7 @@ static void make(void)
 	if (!kpt_tdp_mmu())
 		kpt_skip("only VMs of the TDP MMU have reverse mappings later");
 	if (!kvm_cpu_has(X86_FEATURE_SVM) || !kvm_cpu_has_tdp())
-		kpt_skip("no nested guests on AMD");
+		kpt_skip("needs nested SVM with nested paging");
 
 	vm = vm_create_with_one_vcpu(&vcpu, l1_code);
 	vm_enable_tdp(vm);
@@ -105,50 +105,58 @@ static void writes_of_a_nested_guest(void)
 	done();
 }
 
-static void *adds_range(void *arg)
+static void *adds(void *arg)
 {
 	pin_self_to_cpu(1);
-	KPT_OK(kpt_call_n(kpt_dev, KPT_OP_ADD_RANGE, vm, KPT_GFN, NPAGES, NULL));
+	KPT_OK(kpt_add(vm, KPT_GFN + L1_PAGE(0)));
 	return NULL;
 }
 
 static void *changes_flags(void *arg)
 {
 	pin_self_to_cpu(0);
-	vm_mem_region_set_flags(vm, KPT_SLOT, KVM_MEM_LOG_DIRTY_PAGES);
+	vm_mem_region_set_flags(vm, KPT_SLOT, 0);
 	return NULL;
 }
 
 /*
- * A range is added block by block and keeps the memslot that it has found.  While
- * it is held in the first block, with mmu_lock, the flags of the memslot change, so
- * that this is a copy that is not active any more; and L1 enters L2, for which KVM
- * gives reverse mappings to what is active.  (Who waits for mmu_lock has the only
- * other processor, so nobody lets the range go: it goes on by itself, after 10 s.)
+ * An add is held while it searches the memslots that were active when it began.
+ * Then the flags of the memslot change, so that what it will find is a copy that is
+ * not active any more; L1 enters L2, for which KVM gives reverse mappings to what is
+ * active, and L2 gets the page mapped writable.
  */
 static void reverse_mappings_come_meanwhile(void)
 {
-	struct kpt_event ev[4];
-	pthread_t adds, changes;
+	pthread_t adder, changer;
+	struct timespec t0;
 
 	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
 		kpt_skip("somebody has to be held on another processor");
 	pin_self_to_cpu(0);
 	make();
-	KPT_OK(kpt_probe("kpt_tdp_mmu_write_protect", KPT_PROBE_HOLD));
-	pthread_create(&adds, NULL, adds_range, NULL);
+	/* to be changed in a way that protects nothing */
+	vm_mem_region_set_flags(vm, KPT_SLOT, KVM_MEM_LOG_DIRTY_PAGES);
+	/* with counters, and another memslot is the last that was found */
+	KPT_OK(kpt_add(vm, KPT_GFN + L1_PAGE(0)));
+	KPT_OK(kpt_remove(vm, KPT_GFN + L1_PAGE(0)));
+	KPT_EQ(kpt_inspect(vm, 0, 0).count, 0);
+
+	clock_gettime(CLOCK_MONOTONIC, &t0);
+	KPT_OK(kpt_probe("kpt_search_slots", KPT_PROBE_HOLD));
+	pthread_create(&adder, NULL, adds, NULL);
 	kpt_probe_wait();
-	pthread_create(&changes, NULL, changes_flags, NULL);
+	pthread_create(&changer, NULL, changes_flags, NULL);
 	usleep(300000);
-	/* mapped writable, if the range yields before it comes to the page */
-	kpt_write_at(vcpu, 0, KPT_GPA + L1_PAGE(0) * 4096);
-	pthread_join(adds, NULL);
-	pthread_join(changes, NULL);
+	l2_writes(0, 0);
+	/* nobody is held for longer than 10 s */
+	TEST_ASSERT(timespec_elapsed(t0).tv_sec < 9, "it took too long");
+	KPT_EQ(kpt_count(vm, KPT_GFN + L1_PAGE(0)), 0);
 	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
-	kpt_events(kpt_dev, ev, 4);
+	pthread_join(adder, NULL);
+	pthread_join(changer, NULL);
+
 	l2_writes(0, 1);
-	l2_writes(NR_L2 - 1, 1);
-	KPT_OK(kpt_call_n(kpt_dev, KPT_OP_REMOVE_RANGE, vm, KPT_GFN, NPAGES, NULL));
+	KPT_OK(kpt_remove(vm, KPT_GFN + L1_PAGE(0)));
 	l2_writes(0, 0);
 	done();
 }
@@ -157,7 +165,7 @@ int main(void)
 {
 	static const struct kpt_test tests[] = {
 		{ "writes of a nested guest", writes_of_a_nested_guest },
-		{ "reverse mappings come while a range is added",
+		{ "reverse mappings come while a page is added",
 		  reverse_mappings_come_meanwhile },
 	};
 
