@@ -132,8 +132,8 @@ struct kvm_page_track_client {
  * kvm_page_track.ko until the client is unregistered.
  *
  * Context: takes cpus_read_lock(), so neither kvm_lock, kvm->slots_lock nor a lock
- * that is taken when a processor comes or goes may be held; hence not from
- * track_remove_region and track_move_region.
+ * that is taken when a processor comes or goes may be held; and as
+ * all that registers not from a callback, which is in a section of kvm->srcu.
  *
  * Return: 0, -EINVAL, -ESRCH, -EEXIST, -EOPNOTSUPP, -ENOMEM, -EAGAIN.
  */
