@@ -666,7 +666,7 @@ impl MmuWrite<'_> {
     /// There is a TDP MMU.
     #[inline(always)]
     unsafe fn write_protect_in_tdp_mmu(&self, page: Page<'_>) -> bool {
-        // SAFETY: `mmu_lock` is held, and the memslot holds the page.
+        // SAFETY: `mmu_lock` is held (design, section 5, rule 3), and the memslot holds the page.
         unsafe {
             bindings::kpt_tdp_mmu_write_protect(self.kvm.as_ptr(), page.slot.as_ptr(), page.gfn)
         }
@@ -679,7 +679,7 @@ impl MmuWrite<'_> {
     /// The memslot has reverse mappings ([`Memslot::has_rmaps`]).
     #[inline(always)]
     unsafe fn write_protect_with_rmaps(&self, page: Page<'_>) -> bool {
-        // SAFETY: `mmu_lock` is held, and the memslot holds the page.
+        // SAFETY: `mmu_lock` is held (design, section 5, rule 3), and the memslot holds the page.
         unsafe {
             bindings::kpt_slot_gfn_write_protect(self.kvm.as_ptr(), page.slot.as_ptr(), page.gfn)
         }
