@@ -360,7 +360,7 @@ void kpt_probe_wait(void)
 {
 	int i;
 
-	for (i = 0; !kpt_probe_hits() && i < 5000; i++)
+	for (i = 0; !kpt_probe_hits() && i < 30000; i++)
 		usleep(1000);
 	KPT_EQ(kpt_probe_hits(), 1);
 }

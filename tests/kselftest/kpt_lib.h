@@ -125,7 +125,7 @@ void kpt_pages_fd(int vm_fd, u32 as_id, u64 gfn, u64 nr, struct kpt_page *pages)
  */
 int kpt_probe(const char *symbol, u32 op);
 u64 kpt_probe_hits(void);
-/* Until somebody is held by it (KPT_PROBE_HOLD). */
+/* Until somebody is held by it (KPT_PROBE_HOLD, KPT_PROBE_SLEEP). */
 void kpt_probe_wait(void);
 
 static inline int kpt_add(struct kvm_vm *vm, u64 gfn)

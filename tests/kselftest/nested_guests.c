@@ -107,14 +107,12 @@ static void writes_of_a_nested_guest(void)
 
 static void *adds(void *arg)
 {
-	pin_self_to_cpu(1);
 	KPT_OK(kpt_add(vm, KPT_GFN + L1_PAGE(0)));
 	return NULL;
 }
 
 static void *changes_flags(void *arg)
 {
-	pin_self_to_cpu(0);
 	vm_mem_region_set_flags(vm, KPT_SLOT, 0);
 	return NULL;
 }
@@ -128,11 +126,7 @@ static void *changes_flags(void *arg)
 static void reverse_mappings_come_meanwhile(void)
 {
 	pthread_t adder, changer;
-	struct timespec t0;
 
-	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		kpt_skip("somebody has to be held on another processor");
-	pin_self_to_cpu(0);
 	make();
 	/* to be changed in a way that protects nothing */
 	vm_mem_region_set_flags(vm, KPT_SLOT, KVM_MEM_LOG_DIRTY_PAGES);
@@ -141,15 +135,12 @@ static void reverse_mappings_come_meanwhile(void)
 	KPT_OK(kpt_remove(vm, KPT_GFN + L1_PAGE(0)));
 	KPT_EQ(kpt_inspect(vm, 0, 0).count, 0);
 
-	clock_gettime(CLOCK_MONOTONIC, &t0);
-	KPT_OK(kpt_probe("kpt_search_slots", KPT_PROBE_HOLD));
+	KPT_OK(kpt_probe("kpt_search_slots", KPT_PROBE_SLEEP));
 	pthread_create(&adder, NULL, adds, NULL);
 	kpt_probe_wait();
 	pthread_create(&changer, NULL, changes_flags, NULL);
 	usleep(300000);
 	l2_writes(0, 0);
-	/* nobody is held for longer than 10 s */
-	TEST_ASSERT(timespec_elapsed(t0).tv_sec < 9, "it took too long");
 	KPT_EQ(kpt_count(vm, KPT_GFN + L1_PAGE(0)), 0);
 	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
 	pthread_join(adder, NULL);

@@ -273,6 +273,7 @@ enum kpt_probe_op {
 	KPT_PROBE_OCCUPY,	/* with a post handler: shared with no one who replaces */
 	KPT_PROBE_COUNT,	/* count how often it is called */
 	KPT_PROBE_HOLD,		/* and hold who calls it first, for 10 s at most */
+	KPT_PROBE_SLEEP,	/* the same, but sleeping, for 100 s at most */
 	KPT_PROBE_LOOK,		/* only say what has been counted */
 };
 
@@ -280,8 +281,11 @@ enum kpt_probe_op {
  * struct kpt_probe - put a kprobe on a function of KVM (kpt_stock only)
  * @symbol: the function
  * @op: enum kpt_probe_op.  There is one probe at a time; it goes with the module at
- *	the latest.  Who is held spins with preemption disabled: there has to be
- *	another processor.
+ *	the latest.  Who is held by %KPT_PROBE_HOLD spins with preemption disabled:
+ *	there has to be another processor, and the function has to be one that
+ *	ftrace knows (else interrupts are disabled as well).  %KPT_PROBE_SLEEP is for
+ *	a function that may sleep, with up to six parameters.  %KPT_PROBE_OFF is
+ *	-ETIMEDOUT if somebody was held for as long as that.
  * @hits: out: how often it was called, for %KPT_PROBE_LOOK and %KPT_PROBE_OFF
  */
 struct kpt_probe {

@@ -9,6 +9,7 @@
 
 #include <linux/kprobes.h>
 #include <linux/timekeeping.h>
+#include <linux/wait.h>
 #include <linux/kvm_host.h>
 #ifdef CONFIG_KVM_EXTERNAL_WRITE_TRACKING
 #include <asm/kvm_page_track.h>
@@ -272,32 +273,67 @@ out:
 static struct kprobe kpt_kprobe;
 static char kpt_symbol[64];
 static DEFINE_MUTEX(kpt_probe_lock);
+static DECLARE_WAIT_QUEUE_HEAD(kpt_released);
 static atomic64_t kpt_hits;
-static bool kpt_hold;
+static bool kpt_hold, kpt_tired;
 
 static void kpt_post_handler(struct kprobe *p, struct pt_regs *regs,
 			     unsigned long flags)
 {
 }
 
-static int kpt_pre_handler(struct kprobe *p, struct pt_regs *regs)
+static int kpt_spin_handler(struct kprobe *p, struct pt_regs *regs)
 {
 	u64 until = ktime_get_mono_fast_ns() + 10 * NSEC_PER_SEC;
 
 	if (atomic64_inc_return(&kpt_hits) != 1)
 		return 0;
-	while (READ_ONCE(kpt_hold) && ktime_get_mono_fast_ns() < until)
+	while (READ_ONCE(kpt_hold)) {
+		if (ktime_get_mono_fast_ns() > until) {
+			WRITE_ONCE(kpt_tired, true);
+			break;
+		}
 		cpu_relax();
+	}
 	return 0;
 }
 
-static void kpt_probe_off(void)
+typedef unsigned long (*kpt_fn_t)(unsigned long, unsigned long, unsigned long,
+				  unsigned long, unsigned long, unsigned long);
+
+/* Stands in for the function of the probe, for one call. */
+static noinline unsigned long kpt_sleeps(unsigned long a, unsigned long b,
+					 unsigned long c, unsigned long d,
+					 unsigned long e, unsigned long f)
+{
+	kpt_fn_t function = (kpt_fn_t)READ_ONCE(kpt_kprobe.addr);
+
+	if (!wait_event_timeout(kpt_released, !READ_ONCE(kpt_hold), 100 * HZ))
+		WRITE_ONCE(kpt_tired, true);
+	return function(a, b, c, d, e, f);
+}
+
+/*
+ * A handler must not sleep, and that of a breakpoint runs with interrupts disabled:
+ * whoever sends this processor an interrupt and waits would be held as well.
+ */
+static int kpt_sleep_handler(struct kprobe *p, struct pt_regs *regs)
+{
+	if (atomic64_inc_return(&kpt_hits) != 1)
+		return 0;
+	regs->ip = (unsigned long)kpt_sleeps;
+	return 1;
+}
+
+static int kpt_probe_off(void)
 {
 	if (!kpt_symbol[0])
-		return;
+		return 0;
 	WRITE_ONCE(kpt_hold, false);
+	wake_up_all(&kpt_released);
 	unregister_kprobe(&kpt_kprobe);
 	kpt_symbol[0] = 0;
+	return READ_ONCE(kpt_tired) ? -ETIMEDOUT : 0;
 }
 
 static int kpt_probe_on(const struct kpt_probe *probe)
@@ -308,12 +344,17 @@ static int kpt_probe_on(const struct kpt_probe *probe)
 	strscpy(kpt_symbol, probe->symbol);
 	memset(&kpt_kprobe, 0, sizeof(kpt_kprobe));
 	kpt_kprobe.symbol_name = kpt_symbol;
-	if (probe->op == KPT_PROBE_OCCUPY)
+	/* with a post handler nobody makes more of it than a breakpoint */
+	if (probe->op == KPT_PROBE_OCCUPY || probe->op == KPT_PROBE_SLEEP)
 		kpt_kprobe.post_handler = kpt_post_handler;
-	else
-		kpt_kprobe.pre_handler = kpt_pre_handler;
+	if (probe->op == KPT_PROBE_SLEEP)
+		kpt_kprobe.pre_handler = kpt_sleep_handler;
+	else if (probe->op != KPT_PROBE_OCCUPY)
+		kpt_kprobe.pre_handler = kpt_spin_handler;
 	atomic64_set(&kpt_hits, 0);
-	WRITE_ONCE(kpt_hold, probe->op == KPT_PROBE_HOLD);
+	WRITE_ONCE(kpt_tired, false);
+	WRITE_ONCE(kpt_hold, probe->op == KPT_PROBE_HOLD ||
+			     probe->op == KPT_PROBE_SLEEP);
 	r = register_kprobe(&kpt_kprobe);
 	if (r)
 		kpt_symbol[0] = 0;
@@ -330,7 +371,7 @@ static long kpt_probe(struct kpt_probe __user *arg)
 
 	mutex_lock(&kpt_probe_lock);
 	if (probe.op == KPT_PROBE_OFF)
-		kpt_probe_off();
+		r = kpt_probe_off();
 	else if (probe.op < KPT_PROBE_LOOK)
 		r = kpt_probe_on(&probe);
 	else if (probe.op != KPT_PROBE_LOOK)
