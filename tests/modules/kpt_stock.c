@@ -353,8 +353,8 @@ static int kpt_probe_on(const struct kpt_probe *probe)
 		kpt_kprobe.pre_handler = kpt_spin_handler;
 	atomic64_set(&kpt_hits, 0);
 	WRITE_ONCE(kpt_tired, false);
-	WRITE_ONCE(kpt_hold, probe->op == KPT_PROBE_HOLD ||
-			     probe->op == KPT_PROBE_SLEEP);
+	WRITE_ONCE(kpt_hold,
+		   probe->op == KPT_PROBE_HOLD || probe->op == KPT_PROBE_SLEEP);
 	r = register_kprobe(&kpt_kprobe);
 	if (r)
 		kpt_symbol[0] = 0;
