@@ -19,13 +19,16 @@
  *
  * Errors.  A refused call changes no count, no mapping and no registration.
  *
- *   -EINVAL      NULL argument, unknown mode, gfn in no memslot, a range of no
- *                pages or past the end of gfns
- *   -ENOENT      remove: no external user has added this page
+ *   -EINVAL      NULL argument, unknown mode, gfn in no memslot (any more: the
+ *                count of a page goes with its memslot), a range of no pages or
+ *                past the end of gfns; prepare: a range of several memslots
+ *   -ENOENT      remove: no external user has added this page, or not since its
+ *                memslot was deleted and made again
  *   -EOVERFLOW   add: the limit of external users of one page is reached
  *   -ENOMEM      no memory for the counters; slot variants: not prepared
- *   -EAGAIN      the slot is being moved or deleted, or the module is going
- *                away: try again later
+ *   -EAGAIN      the slot is being moved or deleted: try again later; or the
+ *                module is going away, which it does not while a client is
+ *                registered: give up
  *   -ESRCH       register: the caller's mm is not the VM's
  *   -EEXIST      register: registered already, with this VM or (through
  *                kvm_page_track.ko) another
@@ -73,11 +76,41 @@ struct kpt_notifier_node {
 
 #define kvm_page_track_notifier_node kpt_notifier_node
 
+/**
+ * kvm_page_track_register_notifier() - upstream's kvm_page_track_register_client()
+ * @kvm: the VM; the caller's mm must be its mm
+ * @n: valid until kvm_page_track_unregister_notifier() returns; its callbacks are
+ *	those of &struct kvm_page_track_client.  It cannot follow a memslot.
+ *
+ * Return: 0, -EINVAL, -ESRCH, -EEXIST, -EOPNOTSUPP, -ENOMEM, -EAGAIN.
+ */
 int kvm_page_track_register_notifier(struct kvm *kvm,
 				     struct kvm_page_track_notifier_node *n);
+
+/**
+ * kvm_page_track_unregister_notifier() - as kvm_page_track_unregister_client()
+ * @kvm: the VM
+ * @n: the notifier
+ */
 void kvm_page_track_unregister_notifier(struct kvm *kvm,
 					struct kvm_page_track_notifier_node *n);
+
+/**
+ * kvm_write_track_add_gfn() - kvm_page_track_add_page(), under upstream's name
+ * @kvm: the VM
+ * @gfn: guest frame number, in a memslot of address space 0
+ *
+ * Return: 0, -EINVAL, -EOVERFLOW, -ENOMEM, -EAGAIN, -EOPNOTSUPP.
+ */
 int kvm_write_track_add_gfn(struct kvm *kvm, gfn_t gfn);
+
+/**
+ * kvm_write_track_remove_gfn() - kvm_page_track_remove_page(), likewise
+ * @kvm: the VM
+ * @gfn: guest frame number
+ *
+ * Return: 0, -EINVAL, -ENOENT, -EAGAIN, -EOPNOTSUPP.
+ */
 int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
 #endif
 
@@ -85,7 +118,9 @@ int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
  * struct kvm_page_track_client - a notifier that can follow a moved memslot
  * @node: the callbacks of upstream's notifier.  @node.track_write is called
  *	after a guest write to a tracked page was emulated (guest memory already
- *	holds the value): gpa, the bytes written, and their number.  A write
+ *	holds the value): gpa, the bytes written, valid until it returns, and their
+ *	number.  Several vCPUs may be in it at once.  Which VM it is says the struct
+ *	around @node (container_of()), with one client for each VM.  A write
  *	that crosses a page boundary arrives as one call per page.  A write that
  *	races with the last remove of its page may go untold.
  *	@node.track_remove_region is called once when a memslot is deleted; its

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The client of README.md: watch one page of a VM. */
+/* The client of README.md: watch one page of one VM at a time. */
+#include <linux/delay.h>
 #include <linux/module.h>
 
 #include "kpt_example.h"
@@ -28,7 +29,9 @@ EXPORT_SYMBOL_GPL(example_watch);
 
 void example_unwatch(struct kvm *kvm, gfn_t gfn)
 {
-	kvm_page_track_remove_page(kvm, gfn, KVM_PAGE_TRACK_WRITE);
+	/* its memslot may just be about to go; once it has gone, it is -EINVAL */
+	while (kvm_page_track_remove_page(kvm, gfn, KVM_PAGE_TRACK_WRITE) == -EAGAIN)
+		msleep(20);
 	kvm_page_track_unregister_client(kvm, &client);
 }
 EXPORT_SYMBOL_GPL(example_unwatch);
