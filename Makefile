@@ -24,9 +24,12 @@ all: module
 # The running kernel (or another installed one, KPT_RELEASE), if modules for it
 # can be built here; not if a kernel of the toolchain root is asked for.
 running := $(or $(KPT_RELEASE),$(shell uname -r))
-native := $(if $(KDIR),yes,$(if $(KPT_FLAVOUR)$(KPT_SUITE)$(KPT_KERNEL_SUITE),,$(shell \
-	grep -qs '^CONFIG_RUST=y' /lib/modules/$(running)/build/.config && \
-	command -v rustc >/dev/null && command -v bindgen >/dev/null && echo yes)))
+asked := $(KPT_FLAVOUR)$(KPT_SUITE)$(KPT_KERNEL_SUITE)
+lacks := $(if $(KDIR)$(asked),,$(shell \
+	grep -qs '^CONFIG_RUST=y' /lib/modules/$(running)/build/.config || \
+		echo 'headers (with CONFIG_RUST)'; \
+	for tool in rustc bindgen; do command -v $$tool >/dev/null || echo $$tool; done))
+native := $(if $(KDIR),yes,$(if $(asked)$(lacks),,yes))
 
 ifneq ($(native),)
 # ---------------------------------------------------------------------------
@@ -55,7 +58,7 @@ module:
 	$(MAKE) -C "$$kdir" -j$(JOBS) M=$(TOP) MO=$(abspath $(MODULE_OUT)) \
 		$$(grep -qs ^CONFIG_CC_IS_CLANG=y "$$kdir/.config" && echo LLVM=1) \
 		KERNELRELEASE="$$rel" $(if $(CLIPPY),CLIPPY=1) modules
-	@echo "built $(MODULE_OUT)/kvm_page_track.ko"
+	@echo "built $(MODULE_OUT:$(TOP)/%=%)/kvm_page_track.ko"
 
 # Test modules and kselftests; only in the toolchain root.
 tests-build:
@@ -78,13 +81,13 @@ else
 
 ifneq ($(KPT_RELEASE),)
 module:
-	@echo 'kpt: ERROR: cannot build for $(KPT_RELEASE) here: it takes linux-headers-$(KPT_RELEASE)' >&2; \
-	echo 'kpt: of a kernel with CONFIG_RUST, rustc and bindgen (README, "Build it by hand")' >&2; \
+	@echo 'kpt: ERROR: cannot build for $(KPT_RELEASE) here: $(if $(lacks),there are no $(lacks),a suite or flavour asks for another)' >&2; \
+	echo 'kpt: (README, "Build it by hand")' >&2; \
 	false
 else
 module: setup
-	@echo 'kpt: not for the running kernel $(running) (no headers with CONFIG_RUST, rustc or bindgen),'
-	@echo 'kpt: but for the stock kernel of the toolchain root:'
+	@$(if $(lacks),echo 'kpt: for the running kernel $(running) there are no $(lacks);')
+	@echo 'kpt: built for the kernel of the toolchain root:'
 	@scripts/in-root.sh make --no-print-directory module
 endif
 
