@@ -301,7 +301,10 @@ static int kpt_spin_handler(struct kprobe *p, struct pt_regs *regs)
 typedef unsigned long (*kpt_fn_t)(unsigned long, unsigned long, unsigned long,
 				  unsigned long, unsigned long, unsigned long);
 
-/* Stands in for the function of the probe, for one call. */
+/*
+ * Stands in for the function of the probe, for one call.  (That may lack ENDBR: the
+ * machines of the tests have no IBT.)
+ */
 static noinline unsigned long kpt_sleeps(unsigned long a, unsigned long b,
 					 unsigned long c, unsigned long d,
 					 unsigned long e, unsigned long f)
