@@ -117,6 +117,11 @@ static void *changes_flags(void *arg)
 	return NULL;
 }
 
+static u32 slot_flags(void)
+{
+	return kpt_inspect(vm, 0, KPT_GFN).slot_flags;
+}
+
 /*
  * An add is held while it searches the memslots that were active when it began.
  * Then the flags of the memslot change, so that what it will find is a copy that is
@@ -126,6 +131,7 @@ static void *changes_flags(void *arg)
 static void reverse_mappings_come_meanwhile(void)
 {
 	pthread_t adder, changer;
+	int i;
 
 	make();
 	/* to be changed in a way that protects nothing */
@@ -138,8 +144,11 @@ static void reverse_mappings_come_meanwhile(void)
 	KPT_OK(kpt_probe("kpt_search_slots", KPT_PROBE_SLEEP));
 	pthread_create(&adder, NULL, adds, NULL);
 	kpt_probe_wait();
+	/* waits for the add, but has published the copy before */
 	pthread_create(&changer, NULL, changes_flags, NULL);
-	usleep(300000);
+	for (i = 0; i < 30000 && slot_flags(); i++)
+		usleep(1000);
+	KPT_EQ(slot_flags(), 0);
 	l2_writes(0, 0);
 	KPT_EQ(kpt_count(vm, KPT_GFN + L1_PAGE(0)), 0);
 	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));

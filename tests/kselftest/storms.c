@@ -428,6 +428,9 @@ static void unload_against(void *(*fn)(void *), int threads, const char *what)
 	for (i = 0; i < threads; i++)
 		t[i] = start(fn, i);
 	refused_unloads = kpt_load_and_unload(cycles());
+	/* a slow storm takes longer */
+	for (i = 0; i < 100 && churns + slot_changes + vms_made <= cycles(); i++)
+		refused_unloads += kpt_load_and_unload(1);
 	storming = false;
 	for (i = 0; i < threads; i++) {
 		pthread_join(t[i], NULL);

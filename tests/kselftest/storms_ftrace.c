@@ -383,9 +383,19 @@ static void *bpf_storm(void *arg)
 	return NULL;
 }
 
+static bool writer_is_heard(void)
+{
+	u64 before = kpt_writer_heard();
+	int i;
+
+	for (i = 0; i < 200 && kpt_writer_heard() == before; i++)
+		usleep(50000);
+	return kpt_writer_heard() > before;
+}
+
 static void bpf_fentry(void)
 {
-	u64 before, i, loaded = 0, made;
+	u64 i, loaded = 0, made;
 	int link, r;
 	pthread_t t;
 
@@ -397,12 +407,10 @@ static void bpf_fentry(void)
 	TEST_ASSERT(link >= 0, "attach a BPF program: %d", link);
 	KPT_ERR(kpt_mod_load("kvm_page_track"), EBUSY);
 	TEST_ASSERT(!kpt_mod_loaded("kvm_page_track"), "it is loaded");
-	before = kpt_writer_heard();
-	usleep(50000);
-	TEST_ASSERT(!kpt_writer_stays() || kpt_writer_heard() > before, "C is deaf");
+	TEST_ASSERT(!kpt_writer_stays() || writer_is_heard(), "C is deaf");
 	close(link);
 	/* we are there first; its links go with a delay */
-	for (i = 0; i < 100; i++) {
+	for (i = 0; i < 1000; i++) {
 		r = kpt_mod_load("kvm_page_track");
 		if (r != -EBUSY)
 			break;
@@ -413,9 +421,7 @@ static void bpf_fentry(void)
 	kpt_attach();
 	link = bpf_attach();
 	TEST_ASSERT(bpf_refusal(link), "BPF: %d", link);
-	before = kpt_writer_heard();
-	usleep(50000);
-	TEST_ASSERT(kpt_writer_heard() > before, "the module is deaf");
+	TEST_ASSERT(writer_is_heard(), "the module is deaf");
 	kpt_detach();
 	link = bpf_attach();
 	TEST_ASSERT(link >= 0, "attach a BPF program: %d", link);

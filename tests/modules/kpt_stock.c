@@ -273,8 +273,9 @@ out:
 static struct kprobe kpt_kprobe;
 static char kpt_symbol[64];
 static DEFINE_MUTEX(kpt_probe_lock);
-static DECLARE_WAIT_QUEUE_HEAD(kpt_released);
+static DECLARE_WAIT_QUEUE_HEAD(kpt_waitq);
 static atomic64_t kpt_hits;
+static atomic_t kpt_sleepers;
 static bool kpt_hold, kpt_tired;
 
 static void kpt_post_handler(struct kprobe *p, struct pt_regs *regs,
@@ -311,8 +312,10 @@ static noinline unsigned long kpt_sleeps(unsigned long a, unsigned long b,
 {
 	kpt_fn_t function = (kpt_fn_t)READ_ONCE(kpt_kprobe.addr);
 
-	if (!wait_event_timeout(kpt_released, !READ_ONCE(kpt_hold), 100 * HZ))
+	if (!wait_event_killable_timeout(kpt_waitq, !READ_ONCE(kpt_hold), 100 * HZ))
 		WRITE_ONCE(kpt_tired, true);
+	if (atomic_dec_and_test(&kpt_sleepers))
+		wake_up_all(&kpt_waitq);
 	return function(a, b, c, d, e, f);
 }
 
@@ -324,17 +327,23 @@ static int kpt_sleep_handler(struct kprobe *p, struct pt_regs *regs)
 {
 	if (atomic64_inc_return(&kpt_hits) != 1)
 		return 0;
+	atomic_inc(&kpt_sleepers);
 	regs->ip = (unsigned long)kpt_sleeps;
 	return 1;
 }
 
+/*
+ * Nobody sleeps any more when it returns.  (Who did may still be on his way back
+ * through kpt_sleeps(): his process has the device open, and so has the module.)
+ */
 static int kpt_probe_off(void)
 {
 	if (!kpt_symbol[0])
 		return 0;
 	WRITE_ONCE(kpt_hold, false);
-	wake_up_all(&kpt_released);
+	wake_up_all(&kpt_waitq);
 	unregister_kprobe(&kpt_kprobe);
+	wait_event(kpt_waitq, !atomic_read(&kpt_sleepers));
 	kpt_symbol[0] = 0;
 	return READ_ONCE(kpt_tired) ? -ETIMEDOUT : 0;
 }
@@ -347,7 +356,7 @@ static int kpt_probe_on(const struct kpt_probe *probe)
 	strscpy(kpt_symbol, probe->symbol);
 	memset(&kpt_kprobe, 0, sizeof(kpt_kprobe));
 	kpt_kprobe.symbol_name = kpt_symbol;
-	/* with a post handler nobody makes more of it than a breakpoint */
+	/* so that a handler may change regs->ip: with a post handler nobody jumps */
 	if (probe->op == KPT_PROBE_OCCUPY || probe->op == KPT_PROBE_SLEEP)
 		kpt_kprobe.post_handler = kpt_post_handler;
 	if (probe->op == KPT_PROBE_SLEEP)
