@@ -25,10 +25,11 @@ all: module
 # can be built here; not if a kernel of the toolchain root is asked for.
 running := $(or $(KPT_RELEASE),$(shell uname -r))
 asked := $(KPT_FLAVOUR)$(KPT_SUITE)$(KPT_KERNEL_SUITE)
-lacks := $(if $(KDIR)$(asked),,$(shell \
+lacks := $(if $(KDIR)$(asked),,$(shell { \
 	grep -qs '^CONFIG_RUST=y' /lib/modules/$(running)/build/.config || \
-		echo 'headers (with CONFIG_RUST)'; \
-	for tool in rustc bindgen; do command -v $$tool >/dev/null || echo $$tool; done))
+		echo 'headers with CONFIG_RUST'; \
+	for tool in rustc bindgen; do command -v $$tool >/dev/null || echo $$tool; done; \
+	} | paste -sd, | sed 's/,/, /g'))
 native := $(if $(KDIR),yes,$(if $(asked)$(lacks),,yes))
 
 ifneq ($(native),)
@@ -87,7 +88,7 @@ module:
 else
 module: setup
 	@$(if $(lacks),echo 'kpt: for the running kernel $(running) there are no $(lacks);')
-	@echo 'kpt: built for the kernel of the toolchain root:'
+	@echo 'kpt: building for the kernel of the toolchain root:'
 	@scripts/in-root.sh make --no-print-directory module
 endif
 

@@ -26,9 +26,11 @@
  *                memslot was deleted and made again
  *   -EOVERFLOW   add: the limit of external users of one page is reached
  *   -ENOMEM      no memory for the counters; slot variants: not prepared
- *   -EAGAIN      the slot is being moved or deleted: try again later; or the
- *                module is going away, which it does not while a client is
- *                registered: give up
+ *   -EAGAIN      the slot is being moved or deleted: try again later, outside
+ *                callbacks and kvm->srcu read sections (KVM waits for those before
+ *                it goes on); or the module is going away, which it does not while
+ *                a client is registered (the next call of upstream's functions is
+ *                KVM's own, where KVM has them)
  *   -ESRCH       register: the caller's mm is not the VM's
  *   -EEXIST      register: registered already, with this VM or (through
  *                kvm_page_track.ko) another
@@ -77,7 +79,7 @@ struct kpt_notifier_node {
 #define kvm_page_track_notifier_node kpt_notifier_node
 
 /**
- * kvm_page_track_register_notifier() - upstream's kvm_page_track_register_client()
+ * kvm_page_track_register_notifier() - upstream's way to receive a VM's events
  * @kvm: the VM; the caller's mm must be its mm
  * @n: valid until kvm_page_track_unregister_notifier() returns; its callbacks are
  *	those of &struct kvm_page_track_client.  It cannot follow a memslot.
@@ -208,6 +210,11 @@ int kvm_page_track_add_page(struct kvm *kvm, gfn_t gfn,
  * @kvm: the VM
  * @gfn: guest frame number
  * @mode: %KVM_PAGE_TRACK_WRITE
+ *
+ * Counts have no names: what is removed is one external user's, and each removes
+ * as often as it has added.  Those of a memslot that was deleted are gone
+ * (track_remove_region says so) and must not be removed from one made there later,
+ * in which they are somebody else's.
  *
  * Return: 0, -EINVAL, -ENOENT, -EAGAIN, -EOPNOTSUPP.
  */

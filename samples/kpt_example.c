@@ -29,7 +29,7 @@ EXPORT_SYMBOL_GPL(example_watch);
 
 void example_unwatch(struct kvm *kvm, gfn_t gfn)
 {
-	/* its memslot may just be about to go; once it has gone, it is -EINVAL */
+	/* while its memslot is about to go; once it has gone, -EINVAL */
 	while (kvm_page_track_remove_page(kvm, gfn, KVM_PAGE_TRACK_WRITE) == -EAGAIN)
 		msleep(20);
 	kvm_page_track_unregister_client(kvm, &client);
