@@ -369,10 +369,10 @@ int main(void)
 	KPT_OK(kpt_call(kpt_stock, KPT_OP_WRITE_ADD, vm, KPT_GFN + 5));
 	c_cost = time_page(5);
 	KPT_OK(kpt_call(kpt_stock, KPT_OP_WRITE_REMOVE, vm, KPT_GFN + 5));
-	say("a write to a tracked page costs %.0f ns now, and %.0f ns with the module;", c_cost,
+	say("a write to a tracked page costs %.0f ns now, and %.0f ns with the module", c_cost,
 	    rust_cost);
-	say("what differs is the emulator's chance: nearly all of it is the exit and KVM's");
-	say("emulation (make bench counts instructions)");
+	say("(nearly all of it is the exit and KVM's emulation; here, in an emulator, chance");
+	say("decides which is more: make bench counts instructions)");
 
 	head("Back and forth, under the same guest");
 	storm = storm_start();
