@@ -5,6 +5,8 @@
 # works until it is told on its console that this is enough, at least once.
 
 export PATH=/bin
+# what comes in must not get between what goes out
+stty -echo </dev/console
 mount -t proc proc /proc
 mount -t tmpfs tmpfs /tmp
 echo "inner: user space, Linux $(uname -r)"
