@@ -65,7 +65,7 @@ run() {
 	case $1 in
 	upstream-*)
 		sed '/^#/d' tests/upstream-short >"build/log/$1.programs"
-		LIMIT=${LIMIT:-180} scripts/upstream.sh --mode "${1#upstream-}" \
+		LIMIT=${LIMIT:-300} scripts/upstream.sh --mode "${1#upstream-}" \
 			--list "build/log/$1.programs" --sum "build/log/$1.sum" || true
 		return
 		;;
