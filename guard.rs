@@ -4,9 +4,8 @@
 //!
 //! Before the text can be freed, [`drain`] waits for every guard, and Tasks RCU for what is outside
 //! of one: the few instructions before a guard is entered and after it is left, and hook functions
-//! that do not sleep, or only in callbacks that [`crate::notifier::drain`] waits for, which need no
-//! guard (design, section 5, rule 2). Nobody may leave a guard and enter it again: [`drain`] could
-//! be over in between, and then waits only for who does not sleep.
+//! that do not sleep, which need no guard (design, section 5, rule 2). Nobody may leave a guard and
+//! enter it again: [`drain`] could be over in between, and then waits only for who does not sleep.
 //!
 //! C source: `include/linux/srcu.h`.
 
@@ -50,7 +49,9 @@ impl Drop for Guard {
 /// Every hook must have been detached before.
 pub(crate) fn drain() {
     wait();
-    synchronize_tasks();
+    // Until every task has slept once, or run in user space.
+    // SAFETY: Process context without locks.
+    unsafe { bindings::synchronize_rcu_tasks() };
 }
 
 /// Waits for the guards that are held now. Sleeps.
@@ -59,12 +60,4 @@ pub(crate) fn drain() {
 pub(crate) fn wait() {
     // SAFETY: Process context without locks.
     unsafe { bindings::synchronize_srcu(&raw mut bindings::kpt_guard) };
-}
-
-/// Waits until every task has slept once, or run in user space: a grace period of Tasks RCU. Sleeps.
-///
-/// To be called from module init or exit, without locks.
-pub(crate) fn synchronize_tasks() {
-    // SAFETY: Process context without locks.
-    unsafe { bindings::synchronize_rcu_tasks() };
 }

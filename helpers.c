@@ -29,14 +29,11 @@ typedef void (kpt_flush_fn)(struct kvm *kvm);
 typedef bool (kpt_protect_fn)(struct kvm *kvm, struct kvm_memory_slot *slot,
 			      u64 gfn, int min_level);
 typedef bool (kpt_enabled_fn)(struct kvm *kvm);
-typedef void (kpt_clear_fn)(struct kvm *kvm, struct kvm_memory_slot *slot,
-			    gfn_t gfn, unsigned long mask, bool wrprot);
 
 DEFINE_STATIC_CALL_NULL(kpt_flush, kpt_flush_fn);
 DEFINE_STATIC_CALL_RET0(kpt_protect, kpt_protect_fn);
 DEFINE_STATIC_CALL_RET0(kpt_tdp_protect, kpt_protect_fn);
 DEFINE_STATIC_CALL_RET0(kpt_enabled, kpt_enabled_fn);
-DEFINE_STATIC_CALL_NULL(kpt_clear, kpt_clear_fn);
 
 /* clients.rs calls and updates these. */
 DEFINE_STATIC_CALL_NULL(kpt_written, kpt_write_to_clients);
@@ -53,9 +50,6 @@ void kpt_set_kvm_function(enum kpt_kvm_function which, unsigned long addr)
 		break;
 	case KPT_KVM_PAGE_TRACK_WRITE_TRACKING_ENABLED:
 		static_call_update(kpt_enabled, (kpt_enabled_fn *)addr);
-		break;
-	case KPT_KVM_TDP_MMU_CLEAR_DIRTY_PT_MASKED:
-		static_call_update(kpt_clear, (kpt_clear_fn *)addr);
 		break;
 	case KPT_KVM_TDP_MMU_WRITE_PROTECT_GFN:
 		static_call_update(kpt_tdp_protect, (kpt_protect_fn *)addr);
@@ -86,12 +80,6 @@ bool KPT_DIRECT kpt_tdp_mmu_write_protect(struct kvm *kvm,
 bool kpt_write_tracking_enabled(struct kvm *kvm)
 {
 	return static_call(kpt_enabled)(kvm);
-}
-
-void kpt_clear_writable(struct kvm *kvm, struct kvm_memory_slot *slot,
-			gfn_t gfn, unsigned long mask)
-{
-	static_call(kpt_clear)(kvm, slot, gfn, mask, true);
 }
 
 /* Where it is inline; else Rust calls it. */
@@ -148,23 +136,6 @@ unsigned int KPT_DIRECT kpt_shadow_page_tables(struct kvm *kvm,
 			n++;
 	}
 	return n;
-}
-
-/*
- * Whether there are TDP MMU page tables, and in all of them the CPU notes by itself
- * (A/D bits) that a page was used: otherwise an SPTE may not be present so that KVM
- * can note it.
- */
-bool kpt_tdp_mmu_has_ad_bits(struct kvm *kvm)
-{
-	struct kvm_mmu_page *root;
-
-	lockdep_assert_held_write(&kvm->mmu_lock);
-	list_for_each_entry(root, &kvm->arch.tdp_mmu_roots, link) {
-		if (root->role.ad_disabled)
-			return false;
-	}
-	return !list_empty(&kvm->arch.tdp_mmu_roots);
 }
 
 void kpt_slots_arch_lock(struct kvm *kvm)
@@ -246,40 +217,21 @@ void kpt_srcu_read_unlock(struct srcu_struct *srcu, int idx)
 	srcu_read_unlock(srcu, idx);
 }
 
-/*
- * How many read sections are open, by the counts that SRCU itself compares to see
- * that a grace period is over, of both its indices.  As there: the unlocks are read
- * first and a full barrier is in between, so that an unlock is counted only if its
- * lock is.  The number may be too large, but not too small: for a section that it
- * does not count, the full barrier of __srcu_read_lock() comes after the first one
- * here, and what runs in it sees what the caller has written before.  Readers of
- * srcu_read_lock_fast() have no such barrier; if the structure may have some, the
- * answer is a number that no one expects.
- */
-unsigned long kpt_srcu_open_sections(struct srcu_struct *srcu)
+struct srcu_struct *kpt_srcu_alloc(void)
 {
-	int flavors = READ_ONCE(srcu->srcu_reader_flavor);
-	unsigned long unlocks = 0, locks = 0;
-	int cpu;
+	struct srcu_struct *srcu = kzalloc_obj(*srcu, GFP_KERNEL_ACCOUNT);
 
-	/* Pairs with the one of __srcu_read_lock(): store buffering. */
-	smp_mb();
-	for_each_possible_cpu(cpu) {
-		const struct srcu_data *data = per_cpu_ptr(srcu->sda, cpu);
-
-		flavors |= READ_ONCE(data->srcu_reader_flavor);
-		unlocks += atomic_long_read(&data->srcu_ctrs[0].srcu_unlocks) +
-			   atomic_long_read(&data->srcu_ctrs[1].srcu_unlocks);
+	if (srcu && init_srcu_struct(srcu)) {
+		kfree(srcu);
+		return NULL;
 	}
-	/* Pairs with those of __srcu_read_lock() and __srcu_read_unlock(). */
-	smp_mb();
-	for_each_possible_cpu(cpu) {
-		const struct srcu_data *data = per_cpu_ptr(srcu->sda, cpu);
+	return srcu;
+}
 
-		locks += atomic_long_read(&data->srcu_ctrs[0].srcu_locks) +
-			 atomic_long_read(&data->srcu_ctrs[1].srcu_locks);
-	}
-	return flavors & SRCU_READ_FLAVOR_SLOWGP ? ULONG_MAX : locks - unlocks;
+void kpt_srcu_free(struct srcu_struct *srcu)
+{
+	cleanup_srcu_struct(srcu);
+	kfree(srcu);
 }
 
 void kpt_hlist_del_rcu(struct hlist_node *n)

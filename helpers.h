@@ -19,7 +19,6 @@ enum kpt_kvm_function {
 	KPT_KVM_FLUSH_REMOTE_TLBS,
 	KPT_KVM_MMU_SLOT_GFN_WRITE_PROTECT,
 	KPT_KVM_PAGE_TRACK_WRITE_TRACKING_ENABLED,
-	KPT_KVM_TDP_MMU_CLEAR_DIRTY_PT_MASKED,
 	KPT_KVM_TDP_MMU_WRITE_PROTECT_GFN,
 	KPT_KVM_FUNCTIONS,
 };
@@ -32,8 +31,6 @@ bool KPT_DIRECT kpt_slot_gfn_write_protect(struct kvm *kvm,
 bool KPT_DIRECT kpt_tdp_mmu_write_protect(struct kvm *kvm,
 					  struct kvm_memory_slot *slot, gfn_t gfn);
 bool kpt_write_tracking_enabled(struct kvm *kvm);
-void kpt_clear_writable(struct kvm *kvm, struct kvm_memory_slot *slot,
-			gfn_t gfn, unsigned long mask);
 
 /* kvm_host.h: locks and memslot lookups. */
 void kpt_write_unlock(rwlock_t *lock);
@@ -45,7 +42,6 @@ void kpt_mmu_read_unlock(struct kvm *kvm);
 unsigned int KPT_DIRECT kpt_shadow_page_tables(struct kvm *kvm,
 					       const struct hlist_head *bucket,
 					       gfn_t gfn);
-bool kpt_tdp_mmu_has_ad_bits(struct kvm *kvm);
 void kpt_slots_arch_lock(struct kvm *kvm);
 void kpt_slots_arch_unlock(struct kvm *kvm);
 int kpt_nr_address_spaces(struct kvm *kvm);
@@ -65,7 +61,8 @@ extern struct srcu_struct kpt_guard;
 /* rculist and srcu inlines. */
 int kpt_srcu_read_lock(struct srcu_struct *srcu);
 void kpt_srcu_read_unlock(struct srcu_struct *srcu, int idx);
-unsigned long kpt_srcu_open_sections(struct srcu_struct *srcu);
+struct srcu_struct *kpt_srcu_alloc(void);
+void kpt_srcu_free(struct srcu_struct *srcu);
 void kpt_hlist_del_rcu(struct hlist_node *n);
 
 /* The way to clients: see clients.rs, which has these two functions. */

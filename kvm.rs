@@ -3,8 +3,8 @@
 //! Safe views of KVM's structures.
 //!
 //! [`Kvm`] is a VM, [`Memslot`] one of its memslots, [`Counters`] the `u16` write-track counters of
-//! a memslot. What may be done when is carried by tokens: [`Section`] and [`VcpuSection`] (a read
-//! section of `kvm->srcu` is open), [`Slots`] (memslots can be looked up and stay valid),
+//! a memslot. What may be done when is carried by tokens: [`VcpuSection`] (this
+//! task is a vCPU's, in a read section of `kvm->srcu`), [`Slots`] (memslots can be looked up and stay valid),
 //! [`SlotsArchLocked`] (the arch part of memslots can be written) and [`MmuWrite`] (`mmu_lock` held
 //! for write: counters can change).
 //!
@@ -248,15 +248,7 @@ impl Kvm {
     /// The caller is a vCPU's task in such a section, as long as `'a`.
     #[inline(always)]
     pub(crate) unsafe fn assume_vcpu_section<'a>(&'a self) -> VcpuSection<'a> {
-        VcpuSection(Section { kvm: self })
-    }
-
-    /// Waits for the read sections of `kvm->srcu` that are open now. Sleeps; not to be called in one.
-    ///
-    /// Expedited, as KVM itself does when it replaces memslots.
-    pub(crate) fn synchronize(&self) {
-        // SAFETY: By the type invariant.
-        unsafe { bindings::synchronize_srcu_expedited(self.srcu()) };
+        VcpuSection { kvm: self }
     }
 
     /// The right to look up memslots, for a caller that has it already.
@@ -367,51 +359,10 @@ pub(crate) struct SlotsRead<'k> {
 }
 
 impl SlotsRead<'_> {
-    /// What shows that it is open.
-    #[inline(always)]
-    pub(crate) fn section(&self) -> Section<'_> {
-        Section { kvm: self.kvm }
-    }
-
     /// The right to look up memslots, which it gives.
     #[inline(always)]
     pub(crate) fn slots(&self) -> Slots<'_> {
-        self.section().slots()
-    }
-}
-
-/// Shows that a read section of `kvm->srcu` is open.
-///
-/// # Invariants
-///
-/// This task is in one as long as `'a`: [`Kvm::synchronize`] waits for it.
-#[derive(Clone, Copy)]
-pub(crate) struct Section<'a> {
-    kvm: &'a Kvm,
-}
-
-impl<'a> Section<'a> {
-    /// The VM.
-    #[inline(always)]
-    pub(crate) fn kvm(self) -> &'a Kvm {
-        self.kvm
-    }
-
-    /// The right to look up memslots, which it gives.
-    #[inline(always)]
-    pub(crate) fn slots(self) -> Slots<'a> {
         Slots { kvm: self.kvm }
-    }
-
-    /// Whether there was a moment during this call when no read section of the VM was open but one, this.
-    ///
-    /// Then whoever is in one afterwards has entered it after that moment, and sees what this task had
-    /// written before the call. No vCPU was handling an exit at that moment: it does in such sections.
-    pub(crate) fn is_the_only_one(self) -> bool {
-        // SAFETY: By the invariant of `Kvm`, as in `Kvm::synchronize`.
-        let open =
-            unsafe { bindings::kpt_srcu_open_sections(addr_of_mut!((*self.kvm.as_ptr()).srcu)) };
-        open == 1
     }
 }
 
@@ -428,13 +379,21 @@ impl Drop for SlotsRead<'_> {
 ///
 /// It is as long as `'a`, so the VM has users.
 #[derive(Clone, Copy)]
-pub(crate) struct VcpuSection<'a>(Section<'a>);
+pub(crate) struct VcpuSection<'a> {
+    kvm: &'a Kvm,
+}
 
 impl<'a> VcpuSection<'a> {
-    /// The read section.
+    /// The VM.
     #[inline(always)]
-    pub(crate) fn section(self) -> Section<'a> {
-        self.0
+    pub(crate) fn kvm(self) -> &'a Kvm {
+        self.kvm
+    }
+
+    /// The right to look up memslots, which the section gives.
+    #[inline(always)]
+    pub(crate) fn slots(self) -> Slots<'a> {
+        Slots { kvm: self.kvm }
     }
 
     /// Whether KVM has some shadow page that may be of this frame, or nothing if it has never been ready
@@ -444,7 +403,7 @@ impl<'a> VcpuSection<'a> {
     /// there is none, none is part of the count at that moment.
     #[inline(always)]
     pub(crate) fn may_shadow(self, gfn: Gfn) -> Option<bool> {
-        self.0.kvm.shadow_bucket(gfn).map(|bucket| {
+        self.kvm.shadow_bucket(gfn).map(|bucket| {
             // SAFETY: KVM frees the table when the VM has no users any more: not as long as this vCPU
             // runs. Of what it points to only the address is looked at.
             !unsafe { read_once(addr_of!((*bucket).first)) }.is_null()
@@ -482,13 +441,6 @@ impl<'a> Slots<'a> {
         self.find(as_id, gfn).map(|slot| Page { slot, gfn })
     }
 
-    /// The same if the page is in the memslot that was found last.
-    #[inline(always)]
-    pub(crate) fn find_page_again(self, as_id: u16, gfn: Gfn) -> Option<Page<'a>> {
-        // INVARIANT: As above.
-        self.find_again(as_id, gfn).map(|slot| Page { slot, gfn })
-    }
-
     /// Finds the memslot of an address space that holds `gfn`.
     #[inline(always)]
     pub(crate) fn find(self, as_id: u16, gfn: Gfn) -> Option<&'a Memslot> {
@@ -505,14 +457,7 @@ impl<'a> Slots<'a> {
         })
     }
 
-    /// The same if it is the memslot that was found last.
-    #[inline(always)]
-    fn find_again(self, as_id: u16, gfn: Gfn) -> Option<&'a Memslot> {
-        // SAFETY: It has just been looked up.
-        unsafe { self.find_again_in(self.kvm.active_set(as_id), gfn) }
-    }
-
-    /// The same in a set of memslots.
+    /// The same if it is the memslot that was found last in a set of memslots.
     ///
     /// # Safety
     ///
@@ -714,38 +659,6 @@ impl MmuWrite<'_> {
     fn may_have_rmaps(&self) -> bool {
         // SAFETY: By the invariant of `Kvm`.
         unsafe { read_once(addr_of!((*self.kvm.as_ptr()).arch.shadow_root_allocated)) }
-    }
-
-    /// Whether [`MmuWrite::clear_writable`] reaches every mapping of a memslot's pages but large pages.
-    ///
-    /// It does if there are none but those of the TDP MMU, with A/D bits.
-    pub(crate) fn can_clear_writable(&self, slot: &Memslot) -> bool {
-        if slot.has_rmaps() || self.may_have_rmaps() {
-            return false;
-        }
-        // SAFETY: By the type invariant `mmu_lock` is held; and there is a TDP MMU, hence its list.
-        unsafe { bindings::kpt_tdp_mmu_has_ad_bits(self.kvm.as_ptr()) }
-    }
-
-    /// Makes the 4 KiB mappings of several pages of a block read-only, in one walk; TLBs have to be flushed.
-    ///
-    /// Unlike [`MmuWrite::write_protect`] this leaves them to KVM's fast page fault, which makes them
-    /// writable again without `mmu_lock`, if it has found the page untracked before it looks at the
-    /// mapping. C source: `kvm_tdp_mmu_clear_dirty_pt_masked()`.
-    pub(crate) fn clear_writable(&self, slot: &Memslot, pages: Pages) {
-        if pages.is_empty() {
-            return;
-        }
-        // SAFETY: `mmu_lock` is held (design, section 5, rule 3), and there is a page. The function walks
-        // KVM's tables for the frames; of the memslot it looks at the address space only.
-        unsafe {
-            bindings::kpt_clear_writable(
-                self.kvm.as_ptr(),
-                slot.as_ptr(),
-                pages.base,
-                pages.bits as usize,
-            );
-        }
     }
 
     /// One more reason for each page of a block not to map its surroundings with a large page.
@@ -1168,16 +1081,6 @@ impl Pages {
         self.bits |= 1 << (gfn & BLOCK_MASK);
     }
 
-    /// Whether there are none.
-    pub(crate) fn is_empty(self) -> bool {
-        self.bits == 0
-    }
-
-    /// How many there are.
-    pub(crate) fn len(self) -> u32 {
-        self.bits.count_ones()
-    }
-
     /// The first.
     #[inline(always)]
     pub(crate) fn first(self) -> Option<Gfn> {
@@ -1460,11 +1363,10 @@ mod tests {
     fn pages_come_in_order() {
         with_blank_slot(0x130, 0x60, |slot| {
             let mut pages = slot.block(0x145, 0x150).unwrap().none();
-            assert!(pages.is_empty() && pages.take_first().is_none());
+            assert!(pages.take_first().is_none());
             for gfn in [0x17f, 0x140, 0x150, 0x140] {
                 pages.insert(gfn);
             }
-            assert_eq!(pages.len(), 3);
             with_blank_slot(0x141, 0x100, |other| {
                 let mut held = pages.take_held_by(other);
                 assert_eq!(held.take_first(), Some(0x150));
@@ -1472,7 +1374,7 @@ mod tests {
                 assert_eq!(held.take_first(), None);
             });
             assert_eq!(pages.take_first(), Some(0x140));
-            assert!(pages.is_empty());
+            assert_eq!(pages.take_first(), None);
         });
     }
 

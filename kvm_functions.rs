@@ -9,7 +9,7 @@ use crate::bindings::{self, kpt_kvm_function};
 use crate::kvm_symbols::{resolve, Symbol};
 use kernel::prelude::*;
 
-const FUNCTIONS: [(Symbol, kpt_kvm_function); 5] = [
+const FUNCTIONS: [(Symbol, kpt_kvm_function); 4] = [
     (
         Symbol::new(c"kvm:kvm_flush_remote_tlbs"),
         bindings::kpt_kvm_function_KPT_KVM_FLUSH_REMOTE_TLBS,
@@ -21,10 +21,6 @@ const FUNCTIONS: [(Symbol, kpt_kvm_function); 5] = [
     (
         Symbol::new(c"kvm:kvm_page_track_write_tracking_enabled"),
         bindings::kpt_kvm_function_KPT_KVM_PAGE_TRACK_WRITE_TRACKING_ENABLED,
-    ),
-    (
-        Symbol::new(c"kvm:kvm_tdp_mmu_clear_dirty_pt_masked"),
-        bindings::kpt_kvm_function_KPT_KVM_TDP_MMU_CLEAR_DIRTY_PT_MASKED,
     ),
     (
         Symbol::new(c"kvm:kvm_tdp_mmu_write_protect_gfn"),

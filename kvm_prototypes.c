@@ -47,7 +47,5 @@ KVM_FUNCTION(kvm_flush_remote_tlbs, void, struct kvm *);
 KVM_FUNCTION(kvm_mmu_slot_gfn_write_protect, bool, struct kvm *,
 	     struct kvm_memory_slot *, u64, int);
 KVM_FUNCTION(kvm_page_track_write_tracking_enabled, bool, struct kvm *);
-KVM_FUNCTION(kvm_tdp_mmu_clear_dirty_pt_masked, void, struct kvm *,
-	     struct kvm_memory_slot *, gfn_t, unsigned long, bool);
 KVM_FUNCTION(kvm_tdp_mmu_write_protect_gfn, bool, struct kvm *,
 	     struct kvm_memory_slot *, gfn_t, int);

@@ -6,16 +6,14 @@
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `arch/x86/include/asm/kvm_page_track.h`.
 
-use crate::kvm::{Gfn, Gpa, Kvm, Memslot, MmuWrite, Section};
+use crate::kvm::{Gfn, Gpa, Kvm, Memslot, MmuWrite};
 use crate::mmu_hooks::{self, hooks};
-use crate::module_pin::ModulePin;
 use crate::notifier_list::{Head, Node, Nodes};
-use crate::{abi, bindings, memslot, srcu};
-use core::ptr::{addr_of, addr_of_mut};
+use crate::{abi, bindings, memslot};
+use core::ptr::{addr_of, addr_of_mut, NonNull};
 use kernel::ffi::{c_int, c_ulong};
 use kernel::prelude::*;
 use kernel::sync::atomic::{atomic_store, Release};
-use kernel::types::NotThreadSafe;
 
 pub(crate) use bindings::kvm_page_track_notifier_node as RawNode;
 
@@ -50,20 +48,30 @@ hooks! {
         as unsafe extern "C" fn(KvmPtr, *mut RawNode) -> c_int;
 }
 
-/// How many of the hooks stay until nobody is called by us any more: who tells of VMs that die, and who
-/// unregisters, since C waits for its own read sections only.
-pub(crate) const UNTIL_DRAINED: usize = 2;
+/// How many of the hooks stay until nobody is called by us any more: who tells of VMs that die.
+pub(crate) const UNTIL_DRAINED: usize = 1;
 
-/// Whether C has functions that call notifiers.
-pub(crate) const C_HAS_NOTIFIERS: bool = true;
+/// What the provider keeps in the module's state of a VM: nothing, KVM has it.
+pub(crate) struct PerVm;
 
-/// Where the list of notifiers is: in KVM, not in the module's state of a VM.
-pub(crate) struct Place;
-
-impl Place {
+impl PerVm {
     /// Nothing.
     pub(crate) const fn new() -> Self {
         Self
+    }
+
+    /// Whether a notifier can be registered.
+    pub(crate) fn is_ready(&self) -> bool {
+        true
+    }
+
+    /// Nothing is missing.
+    ///
+    /// # Errors
+    ///
+    /// None; the other provider has one.
+    pub(crate) fn make_ready(&self) -> Result {
+        Ok(())
     }
 
     /// Nothing is there to be forgotten.
@@ -72,6 +80,16 @@ impl Place {
     ///
     /// None needed; the other provider has some.
     pub(crate) unsafe fn forget(&self) {}
+}
+
+/// The SRCU structure whose sections the lists of a VM are read in: C's own. So C waits for our
+/// sections when it unregisters, and we for C's.
+#[inline(always)]
+pub(crate) fn list_srcu(kvm: &Kvm) -> Option<NonNull<bindings::srcu_struct>> {
+    // SAFETY: Part of the VM; only the address is taken.
+    NonNull::new(unsafe {
+        addr_of_mut!((*kvm.as_ptr()).arch.track_notifier_head.track_srcu)
+    })
 }
 
 /// KVM's own list of a VM (`kvm->arch.track_notifier_head`): C serves its nodes before insmod and
@@ -100,11 +118,6 @@ impl<'k> Notifiers<'k> {
                     .track_notifier_list
             ))
         }
-    }
-
-    fn srcu(self) -> *mut bindings::srcu_struct {
-        // SAFETY: Part of the VM; only the address is taken.
-        unsafe { addr_of_mut!((*self.kvm.as_ptr()).arch.track_notifier_head.track_srcu) }
     }
 
     /// Whether there is a notifier. A hint: nothing keeps it.
@@ -137,65 +150,15 @@ impl<'k> Notifiers<'k> {
         unsafe { Self::of(mmu.kvm()).head().remove(node, mmu) }
     }
 
-    /// Waits for who may still call a notifier that was taken out. Sleeps.
-    pub(crate) fn synchronize(self) {
-        self.kvm.synchronize();
-        if enabled_by_c(self.kvm) || ModulePin::is_leaving() {
-            // `CSection`, and C's functions if they have just been replaced, or are already again.
-            // SAFETY: KVM set the structure up with the VM.
-            unsafe { bindings::synchronize_srcu(self.srcu()) };
-        }
-    }
-}
-
-/// The notifiers of a VM, to be called; or nothing if C has registered some. It may also unregister
-/// them, when our function for that is not attached: it waits for its own read sections only, so
-/// they are to be called in a [`CSection`].
-#[inline(always)]
-pub(crate) fn notifiers_in(section: Section<'_>) -> Option<Nodes<'_, Node>> {
-    // In this order: C sets its flag before it links the first notifier, so either the flag is seen,
-    // or none of the nodes from here on is C's.
-    let first = Notifiers::of(section.kvm()).head().first();
-    if enabled_by_c(section.kvm()) {
-        return None;
-    }
-    // SAFETY: Read in the section just now. All the nodes were registered through us, and only our own
-    // function unregisters as long as we call any (the order of attachment: design, section 5, rule
-    // 1): `Notifiers::synchronize` waits for the section (rule 3).
-    Some(unsafe { Nodes::new(first) })
-}
-
-/// A read section of a VM's notifiers as C has them. It may sleep.
-pub(crate) struct CSection<'a> {
-    section: Section<'a>,
-    idx: i32,
-    _not_send: NotThreadSafe,
-}
-
-impl<'a> CSection<'a> {
-    /// Enters it.
-    pub(crate) fn enter(section: Section<'a>) -> Self {
-        Self {
-            section,
-            // SAFETY: KVM set the structure up with the VM.
-            idx: unsafe { srcu::read_lock(Notifiers::of(section.kvm()).srcu()) },
-            _not_send: NotThreadSafe,
-        }
-    }
-
-    /// The notifiers of the VM, to be called, whoever has registered them.
-    pub(crate) fn notifiers(&self) -> Nodes<'_, Node> {
-        let first = Notifiers::of(self.section.kvm()).head().first();
-        // SAFETY: Read in both sections just now: C waits for the one, `Notifiers::synchronize` for
-        // the other (design, section 5, rule 3).
-        unsafe { Nodes::new(first) }
-    }
-}
-
-impl Drop for CSection<'_> {
-    fn drop(&mut self) {
-        // SAFETY: `idx` is from the matching `read_lock`, in the same task: the type is not `Send`.
-        unsafe { srcu::read_unlock(Notifiers::of(self.section.kvm()).srcu(), self.idx) };
+    /// The notifiers, to be called.
+    ///
+    /// # Safety
+    ///
+    /// The caller is in a read section of [`list_srcu`] as long as `'a`.
+    #[inline(always)]
+    pub(crate) unsafe fn nodes<'a>(self) -> Nodes<'a, Node> {
+        // SAFETY: The caller's promise: whoever unregisters, C or we, waits for it.
+        unsafe { Nodes::new(self.head().first()) }
     }
 }
 
@@ -233,6 +196,8 @@ pub(crate) fn hand_over(kvm: &Kvm) -> Result {
 ///
 /// The VM is being destroyed and its list is not used again.
 pub(crate) unsafe fn cleanup(kvm: &Kvm) {
-    // SAFETY: The caller's promise.
-    unsafe { bindings::cleanup_srcu_struct(Notifiers::of(kvm).srcu()) };
+    if let Some(srcu) = list_srcu(kvm) {
+        // SAFETY: The caller's promise.
+        unsafe { bindings::cleanup_srcu_struct(srcu.as_ptr()) };
+    }
 }

@@ -9,12 +9,14 @@
 //! `kvm_mmu_track_write()` and `kvm_mmu_uninit_vm()` of `mmu.c`, `kvm_arch_commit_memory_region()` of
 //! `x86.c`.
 
-use crate::kvm::{Gfn, Gpa, Kvm, Memslot, MmuWrite, Section};
+use crate::kvm::{Gfn, Gpa, Kvm, Memslot, MmuWrite};
 use crate::mmu_hooks::{self, hooks};
 use crate::notifier_list::{First, Node, Nodes, NotifierList};
 use crate::{abi, bindings, vm};
+use core::ptr::NonNull;
 use kernel::ffi::{c_int, c_ulong};
 use kernel::prelude::*;
+use kernel::sync::atomic::{Acquire, Atomic, Full, Relaxed};
 
 pub(crate) use bindings::kpt_notifier_node as RawNode;
 
@@ -134,16 +136,79 @@ unsafe extern "C" fn kvm_page_track_unregister_notifier(
 /// How many of the hooks stay until nobody is called by us any more: who tells of VMs that die.
 pub(crate) const UNTIL_DRAINED: usize = 1;
 
-/// Whether C has functions that call notifiers.
-pub(crate) const C_HAS_NOTIFIERS: bool = false;
+/// What the provider keeps in the module's state of a VM.
+pub(crate) struct PerVm {
+    notifiers: NotifierList<Node>,
+    /// The address of the SRCU structure whose sections the lists are read in; 0 before the first
+    /// registration.
+    srcu: Atomic<usize>,
+}
 
-/// Where the list of notifiers is: in the module's state of a VM.
-pub(crate) type Place = NotifierList<Node>;
+impl PerVm {
+    /// No notifiers.
+    pub(crate) const fn new() -> Self {
+        Self {
+            notifiers: NotifierList::new(),
+            srcu: Atomic::new(0),
+        }
+    }
+
+    fn srcu(&self) -> Option<NonNull<bindings::srcu_struct>> {
+        NonNull::new(self.srcu.load(Acquire) as *mut bindings::srcu_struct)
+    }
+
+    /// Whether a notifier can be registered.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.srcu().is_some()
+    }
+
+    /// Makes what registration needs. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn make_ready(&self) -> Result {
+        if self.is_ready() {
+            return Ok(());
+        }
+        // SAFETY: An allocation without conditions.
+        let srcu = unsafe { bindings::kpt_srcu_alloc() };
+        if srcu.is_null() {
+            return Err(ENOMEM);
+        }
+        if self.srcu.cmpxchg(0, srcu as usize, Full).is_err() {
+            // SAFETY: Somebody else was first, so nobody knows this one.
+            unsafe { bindings::kpt_srcu_free(srcu) };
+        }
+        Ok(())
+    }
+
+    /// Forgets everything, for a VM that dies or when the module goes. Sleeps.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else uses the VM's lists, nor will.
+    pub(crate) unsafe fn forget(&self) {
+        // SAFETY: The caller's promise.
+        unsafe { self.notifiers.forget() };
+        if let Some(srcu) = self.srcu() {
+            self.srcu.store(0, Relaxed);
+            // SAFETY: From `make_ready`, and nobody is or comes into a section of it.
+            unsafe { bindings::kpt_srcu_free(srcu.as_ptr()) };
+        }
+    }
+}
+
+/// The SRCU structure whose sections the lists of a VM are read in: ours, one a VM. (A callback may
+/// unregister a notifier of another VM, and must not wait for itself.) Nothing before the VM's first
+/// registration.
+pub(crate) fn list_srcu(kvm: &Kvm) -> Option<NonNull<bindings::srcu_struct>> {
+    vm::find(kvm)?.provider.srcu()
+}
 
 /// The list of a VM.
 #[derive(Clone, Copy)]
 pub(crate) struct Notifiers<'k> {
-    kvm: &'k Kvm,
     /// Nothing if the module knows nothing of the VM.
     list: Option<&'k NotifierList<Node>>,
 }
@@ -153,8 +218,7 @@ impl<'k> Notifiers<'k> {
     #[inline(always)]
     pub(crate) fn of(kvm: &'k Kvm) -> Self {
         Self {
-            kvm,
-            list: vm::find(kvm).map(|vm| &vm.notifiers),
+            list: vm::find(kvm).map(|vm| &vm.provider.notifiers),
         }
     }
 
@@ -194,35 +258,14 @@ impl<'k> Notifiers<'k> {
             .is_some_and(|list| unsafe { list.remove(node, mmu) })
     }
 
-    /// Waits for who may still call a notifier that was taken out. Sleeps.
-    pub(crate) fn synchronize(self) {
-        self.kvm.synchronize();
-    }
-}
-
-/// The notifiers of a VM, to be called. Always something here.
-#[inline(always)]
-pub(crate) fn notifiers_in(section: Section<'_>) -> Option<Nodes<'_, Node>> {
-    Some(CSection::enter(section).notifiers())
-}
-
-/// What is a read section of C's in the other provider: nothing.
-pub(crate) struct CSection<'a>(Section<'a>);
-
-impl<'a> CSection<'a> {
-    /// Enters it.
-    #[inline(always)]
-    pub(crate) fn enter(section: Section<'a>) -> Self {
-        Self(section)
-    }
-
-    /// The notifiers of the VM, to be called.
-    #[inline(always)]
-    pub(crate) fn notifiers(&self) -> Nodes<'a, Node> {
-        let list = Notifiers::of(self.0.kvm()).list;
-        let first = list.map_or(First::none(), NotifierList::first);
-        // SAFETY: Read in the section just now, which `Notifiers::synchronize` waits for (design,
-        // section 5, rule 3).
+    /// The notifiers, to be called.
+    ///
+    /// # Safety
+    ///
+    /// The caller is in a read section of [`list_srcu`] as long as `'a`.
+    pub(crate) unsafe fn nodes<'a>(self) -> Nodes<'a, Node> {
+        let first = self.list.map_or(First::none(), NotifierList::first);
+        // SAFETY: The caller's promise: whoever unregisters waits for it.
         unsafe { Nodes::new(first) }
     }
 }

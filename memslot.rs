@@ -10,7 +10,7 @@
 
 use crate::guard;
 use crate::kvm::{
-    self, Counter, Gfn, Kvm, Memslot, MmuWrite, NewSlot, Page, Section, Slots, VcpuSection,
+    self, Counter, Gfn, Kvm, Memslot, MmuWrite, NewSlot, Page, Slots, VcpuSection,
 };
 use crate::{notifier, owners, provider, vm};
 use kernel::prelude::*;
@@ -50,11 +50,6 @@ fn tracked_in(slots: Slots<'_>, as_id: u16, gfn: Gfn) -> bool {
 #[inline(never)]
 fn tracked_in_any(slots: Slots<'_>, gfn: Gfn) -> bool {
     tracked_in(slots, 0, gfn) || tracked_in(slots, 1, gfn)
-}
-
-/// A page of address space 0, where external adds go, if its count is not zero.
-pub(crate) fn counted(slots: Slots<'_>, gfn: Gfn) -> Option<Page<'_>> {
-    slots.find_page(0, gfn).filter(|page| page.count() != 0)
 }
 
 /// Makes sure that the memslot of a page has counters. Sleeps.
@@ -115,15 +110,12 @@ fn created_with_counters(new: NewSlot<'_>) -> Result {
 #[inline(never)]
 fn moved(new: NewSlot<'_>, old: &Memslot) -> Result {
     let _guard = guard::enter();
-    // In `slots_arch_lock`, though KVM takes that in such sections: to enter one does not wait, and
-    // nobody waits for their end with the lock held.
-    let slots = new.kvm().read_slots();
-    carry_over(slots.section(), new, old)?;
+    carry_over(new, old)?;
     if new.slot().counters().is_none() && new.kvm().c_consults_counters() {
         new.alloc_counters()?;
     }
     // Nothing fails from here on, in KVM neither.
-    notifier::region_moved(slots.section(), old, new.slot());
+    notifier::region_moved(new.kvm(), old, new.slot());
     Ok(())
 }
 
@@ -131,8 +123,8 @@ fn moved(new: NewSlot<'_>, old: &Memslot) -> Result {
 ///
 /// External adds are in address space 0 only, and KVM's own counts are zero by now: the INVALID
 /// copy has made KVM zap every shadow page of the memslot.
-fn carry_over(section: Section<'_>, new: NewSlot<'_>, old: &Memslot) -> Result {
-    if !notifier::all_follow_moves(section) {
+fn carry_over(new: NewSlot<'_>, old: &Memslot) -> Result {
+    if !notifier::all_follow_moves(new.kvm()) {
         return Err(EINVAL);
     }
     let Some(counters) = old.counters().filter(|_| old.as_id() == 0) else {
@@ -217,21 +209,17 @@ pub(crate) fn tracked_pages(kvm: &Kvm) -> u64 {
     pages
 }
 
-/// Whether somebody outside KVM tracks a page.
+/// Whether somebody outside KVM tracks a page of address space 0, where external adds go.
 ///
 /// Asks KVM's records under `mmu_lock` if it has to ([`external`]).
-pub(crate) fn has_external(vcpu: VcpuSection<'_>, page: Page<'_>) -> bool {
-    external(vcpu, page).unwrap_or_else(|| has_more_than_kvm(vcpu.section().kvm(), page))
+pub(crate) fn has_external(vcpu: VcpuSection<'_>, gfn: Gfn) -> bool {
+    vcpu.slots().find_page(0, gfn).is_some_and(|page| {
+        external(vcpu, page).unwrap_or_else(|| has_more_than_kvm(vcpu.kvm(), page))
+    })
 }
 
-/// The same if no search and no lock is needed for it, and nothing otherwise.
-#[inline(always)]
-pub(crate) fn may_have_external(vcpu: VcpuSection<'_>, gfn: Gfn) -> Option<bool> {
-    external(vcpu, vcpu.section().slots().find_page_again(0, gfn)?)
-}
-
-/// Whether somebody outside KVM tracks a page of address space 0, where external adds go; or nothing if
-/// KVM has some shadow page that may be of this page: only `mmu_lock` makes sure then.
+/// The same without a lock; or nothing if KVM has some shadow page that may be of this page: only
+/// `mmu_lock` makes sure then.
 ///
 /// If it has none, no count is KVM's. Should KVM put one on the page just then, before the count is
 /// looked at, the answer may be yes though the count is KVM's; it is never no though somebody else's is

@@ -164,13 +164,7 @@ pub(crate) fn all() -> &'static [Hook] {
 /// names it.
 pub(crate) fn attach() -> Result {
     let addresses = resolve(&HOOKS.each_ref().map(Hook::symbol))?;
-    for (i, (hook, &address)) in HOOKS.iter().zip(&addresses).enumerate() {
-        if provider::C_HAS_NOTIFIERS && i == HOOKS.len() - 1 {
-            // Whoever entered one of C's functions before it was replaced has left it, or had seen all
-            // the notifiers that it calls, before the first can be registered through us: C's read
-            // sections are not waited for then.
-            guard::synchronize_tasks();
-        }
+    for (hook, &address) in HOOKS.iter().zip(&addresses) {
         // SAFETY: The address is that of the hook's function.
         if let Err(e) = unsafe { hook.attach(address) } {
             let name = hook.symbol().name();
@@ -196,8 +190,7 @@ pub(crate) fn attach() -> Result {
 pub(crate) fn detach() {
     let (last, others) = HOOKS.split_at(provider::UNTIL_DRAINED);
     others.iter().rev().for_each(detach_one);
-    // While VMs that die still tell us, and unregistering waits for our read sections.
-    notifier::drain();
+    // While VMs that die still tell us.
     guard::wait();
     forget_all();
     last.iter().rev().for_each(detach_one);
@@ -266,9 +259,6 @@ mod tests {
         }
         if let Some(register) = at("kvm_page_track_register_notifier") {
             assert_eq!(register, HOOKS.len() - 1);
-            // Nobody is called in a read section that C does not wait for while C unregisters.
-            let unregister = at("kvm_page_track_unregister_notifier").unwrap();
-            assert!(unregister < provider::UNTIL_DRAINED);
         }
         // The table of VMs is right as long as VMs that die tell us: first and last.
         let dies = at("kvm_page_track_cleanup").or_else(|| at("kvm_mmu_uninit_vm"));

@@ -10,12 +10,11 @@
 use crate::guard;
 use crate::inline_atomic::increment;
 use crate::kernel_api::eopnotsupp;
-use crate::kvm::{gpa_to_gfn, Gpa, Kvm, Memslot, MmuGuard, MmuWrite, Section, VcpuSection};
+use crate::kvm::{gpa_to_gfn, Gpa, Kvm, Memslot, MmuGuard, MmuWrite, VcpuSection};
 use crate::module_pin::ModulePin;
-use crate::notifier_list::{Client, Node, Nodes, Written};
-use crate::provider::{self, CSection, Notifiers};
-use crate::vm::{self, VmSection};
-use crate::{clients, memslot};
+use crate::notifier_list::{Client, ListSection, Node, Written};
+use crate::provider::{self, Notifiers};
+use crate::{clients, memslot, vm};
 use kernel::prelude::*;
 
 /// What every registration checks first.
@@ -97,7 +96,7 @@ fn register_slow(mmu: MmuGuard<'_>, node: &Node) -> Result {
             Ok(())
         })?;
     }
-    vm::find_or_create(kvm)?;
+    vm::find_or_create(kvm)?.provider.make_ready()?;
     let mmu = kvm.lock_mmu();
     // Somebody else may have registered it since.
     if node.may_be_linked(&mmu) && (!may_be_linked || Notifiers::contains(&mmu, node)) {
@@ -115,7 +114,9 @@ fn register_slow(mmu: MmuGuard<'_>, node: &Node) -> Result {
 /// takes more than a look, or fails.
 #[inline(always)]
 fn prepare_at_once(mmu: &MmuWrite<'_>) -> bool {
-    mmu.kvm().can_track() && vm::find_or_claim_only(mmu).is_some_and(|vm| vm.pin_first(mmu).is_ok())
+    mmu.kvm().can_track()
+        && vm::find_or_claim_only(mmu)
+            .is_some_and(|vm| vm.provider.is_ready() && vm.pin_first(mmu).is_ok())
 }
 
 /// Unregisters a notifier, whoever registered it (`kvm_page_track_unregister_notifier()`).
@@ -135,27 +136,11 @@ pub(crate) fn unregister(kvm: &Kvm, node: &Node) {
             vm::find(kvm).and_then(|vm| vm.unpin(&mmu))
         }
     };
-    Notifiers::of(kvm).synchronize();
+    ListSection::synchronize(kvm);
     // SAFETY: Registering took a reference, here or in C, and the node has been taken out by us and
     // nobody else. `kvm` is not used afterwards.
     unsafe { kvm.put() };
     drop(pin);
-}
-
-/// Waits for callbacks that run without a guard. Sleeps.
-///
-/// There are some if the module is unloaded by force, or if C has started to track a VM as we came: else
-/// nobody is registered any more in a VM whose notifiers ever pinned us, and who was has waited. To be
-/// called when no event comes any more, but VMs that die still do.
-pub(crate) fn drain() {
-    vm::for_each(|kvm, vm| {
-        if (vm.has_ever_pinned() && Notifiers::of(kvm).any()) || vm.has_clients() {
-            kvm.synchronize();
-        }
-        Ok(())
-    })
-    // The closure does not fail.
-    .ok();
 }
 
 /// Hands every VM with notifiers that pin us over to C, if C can track, before a forced unload. Sleeps.
@@ -198,6 +183,7 @@ pub(crate) fn register_client(kvm: &Kvm, client: &Client) -> Result {
     }
     let pin = ModulePin::get()?;
     let vm = vm::find_or_create(kvm)?;
+    vm.provider.make_ready()?;
     clients::open();
     // Before the client can be found, hence unregistered.
     // SAFETY: The caller has a reference.
@@ -219,7 +205,7 @@ pub(crate) fn unregister_client(kvm: &Kvm, client: &Client) {
         return;
     }
     clients::uncount();
-    kvm.synchronize();
+    ListSection::synchronize(kvm);
     // SAFETY: Registering took a reference and kept a pin, and the client has just been taken out.
     // Neither `kvm` nor `vm` is used afterwards.
     unsafe {
@@ -238,120 +224,58 @@ pub(crate) fn any(kvm: &Kvm) -> bool {
 ///
 /// Only writes to pages that somebody outside KVM has added are told: C tells every notifier of
 /// every emulated write. May sleep if the callbacks do.
-#[inline(never)]
 pub(crate) fn write_emulated(vcpu: VcpuSection<'_>, gpa: Gpa, written: Written) {
-    // Nothing is called before it is known what is to be done, and nothing afterwards: no register is
-    // saved for a write that nobody is told of.
-    match memslot::may_have_external(vcpu, gpa_to_gfn(gpa)) {
-        Some(false) => (),
-        Some(true) => match unguarded(vcpu.section()) {
-            Some(notifiers) => tell_written(vcpu.section(), gpa, written, notifiers),
-            None => write_emulated_slow(vcpu, gpa, written),
-        },
-        None => write_emulated_slow(vcpu, gpa, written),
-    }
-}
-
-#[inline(never)]
-fn write_emulated_slow(vcpu: VcpuSection<'_>, gpa: Gpa, written: Written) {
-    let section = vcpu.section();
-    // Decided before the guard is taken (design, section 5, rule 2).
-    let Some(page) = memslot::counted(section.slots(), gpa_to_gfn(gpa)) else {
-        return;
-    };
+    // The look at who owns a count may take a lock.
+    let _guard = guard::enter_if_locks_sleep();
     // Whoever is not in the list yet adds pages later than this: see `mmu_hooks::write`.
-    let tell = |notifiers: Nodes<'_, Node>| {
-        if memslot::has_external(vcpu, page) {
-            tell_written(section, gpa, written, notifiers);
-        }
-    };
-    match unguarded(section) {
-        Some(notifiers) => tell(notifiers),
-        None => {
-            let _guard = guard::enter();
-            if provider::enabled_by_c(section.kvm()) {
-                // Before insmod: it has no entry yet, and counts no events without one.
-                vm::find_or_create(section.kvm()).ok();
-            }
-            tell(CSection::enter(section).notifiers());
-        }
+    if memslot::has_external(vcpu, gpa_to_gfn(gpa)) {
+        tell_written(vcpu.kvm(), gpa, written);
     }
 }
 
 /// Tells of a write to a page that somebody outside KVM tracks.
 #[inline(never)] // scripts/check-indirect-calls.sh knows it by name
-fn tell_written(section: Section<'_>, gpa: Gpa, written: Written, notifiers: Nodes<'_, Node>) {
-    match vm::find_in(section) {
-        Some(vm) if !notifiers.is_empty() && vm.clients().is_empty() => {
-            // Before they are called, so that nothing but the write is kept in registers meanwhile.
-            increment(&vm.vm().events);
-            notifiers.track_write(gpa, written);
-        }
-        vm => tell_all(vm, gpa, written, notifiers),
+fn tell_written(kvm: &Kvm, gpa: Gpa, written: Written) {
+    let _guard = guard::enter();
+    let Some(lists) = ListSection::enter(kvm) else {
+        return;
+    };
+    let (clients, notifiers) = (lists.clients(), lists.notifiers());
+    if clients.is_empty() && notifiers.is_empty() {
+        // Others' VMs may have some.
+        return;
     }
-}
-
-/// The same where there may be clients, or an entry could not be made.
-#[inline(never)] // as above
-fn tell_all(vm: Option<VmSection<'_>>, gpa: Gpa, written: Written, notifiers: Nodes<'_, Node>) {
-    if let Some(vm) = vm {
-        let clients = vm.clients();
-        if notifiers.is_empty() && clients.is_empty() {
-            // Others' VMs may have some.
-            return;
-        }
-        increment(&vm.vm().events);
-        clients.track_write(gpa, written);
+    // A VM that C has tracked before insmod may have no entry yet.
+    if let Ok(vm) = vm::find_or_create(kvm) {
+        increment(&vm.events);
     }
+    clients.track_write(gpa, written);
     notifiers.track_write(gpa, written);
-}
-
-/// The notifiers of a VM, if they can be called without a guard.
-///
-/// They can if C has not tracked the VM before us: then they pin the module, and [`drain`] waits for the
-/// rest. Nor can they where locks sleep: then so may the look at who owns a count.
-#[inline(always)]
-fn unguarded(section: Section<'_>) -> Option<Nodes<'_, Node>> {
-    provider::notifiers_in(section).filter(|_| !guard::LOCKS_SLEEP)
 }
 
 /// Tells notifiers and clients that a memslot was deleted (`kvm_page_track_delete_slot()`). Called
 /// with `slots_lock` held; may sleep.
 #[inline(never)] // scripts/check-indirect-calls.sh knows it by name
 pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
-    let slots = kvm.read_slots();
-    match unguarded(slots.section()) {
-        Some(notifiers) if !clients::any() => notifiers.track_remove_region(slot),
-        _ => tell_all_removed(slots.section(), slot),
-    }
-}
-
-/// The same where there may be clients, or a guard is needed.
-#[inline(never)] // as above
-fn tell_all_removed(section: Section<'_>, slot: &Memslot) {
-    let notifiers = unguarded(section);
-    let _guard = notifiers.is_none().then(guard::enter);
-    match notifiers {
-        Some(notifiers) => notifiers.track_remove_region(slot),
-        None => CSection::enter(section)
-            .notifiers()
-            .track_remove_region(slot),
-    }
-    if let (Some(vm), 0) = (vm::find_in(section), slot.as_id()) {
-        // Counts are in address space 0; what happens in the other is of no interest to clients,
-        // though upstream's notifiers are told.
-        vm.clients().track_remove_region(slot);
+    let _guard = guard::enter();
+    let Some(lists) = ListSection::enter(kvm) else {
+        return;
+    };
+    lists.notifiers().track_remove_region(slot);
+    // Counts are in address space 0; what happens in the other is of no interest to clients,
+    // though upstream's notifiers are told.
+    if slot.as_id() == 0 {
+        lists.clients().track_remove_region(slot);
     }
 }
 
 /// Whether everybody who is told of events can follow a moved memslot.
 ///
 /// KVM itself refuses moves while its own list is not empty.
-pub(crate) fn all_follow_moves(section: Section<'_>) -> bool {
-    let mut all = !Notifiers::of(section.kvm()).any();
-    if let Some(vm) = vm::find_in(section) {
-        vm.clients()
-            .for_each(|client| all &= client.follows_moves());
+pub(crate) fn all_follow_moves(kvm: &Kvm) -> bool {
+    let mut all = !Notifiers::of(kvm).any();
+    if let Some(lists) = ListSection::enter(kvm) {
+        lists.clients().for_each(|client| all &= client.follows_moves());
     }
     all
 }
@@ -359,25 +283,23 @@ pub(crate) fn all_follow_moves(section: Section<'_>) -> bool {
 /// Tells clients that a memslot moves. Called with `slots_lock` and `slots_arch_lock` held.
 ///
 /// Only address space 0 has external adds, so only its memslots are of interest.
-pub(crate) fn region_moved(section: Section<'_>, old: &Memslot, new: &Memslot) {
-    let Some(vm) = vm::find_in(section).filter(|_| old.as_id() == 0) else {
+pub(crate) fn region_moved(kvm: &Kvm, old: &Memslot, new: &Memslot) {
+    let (Some(vm), Some(lists), 0) = (vm::find(kvm), ListSection::enter(kvm), old.as_id()) else {
         return;
     };
-    vm.vm().enter_move_callbacks();
-    vm.clients().for_each(|client| {
+    vm.enter_move_callbacks();
+    lists.clients().for_each(|client| {
         client.track_move_region(old.base_gfn(), new.base_gfn(), old.npages());
     });
-    vm.vm().leave_move_callbacks();
+    vm.leave_move_callbacks();
 }
 
 /// Number of notifiers and clients of a VM. Sleeps.
 pub(crate) fn count(kvm: &Kvm) -> usize {
-    let slots = kvm.read_slots();
     let mut n = 0;
-    let open = CSection::enter(slots.section());
-    open.notifiers().for_each(|_| n += 1);
-    if let Some(vm) = vm::find_in(slots.section()) {
-        vm.clients().for_each(|_| n += 1);
+    if let Some(lists) = ListSection::enter(kvm) {
+        lists.notifiers().for_each(|_| n += 1);
+        lists.clients().for_each(|_| n += 1);
     }
     n
 }

@@ -3,18 +3,18 @@
 //! Lists of notifiers.
 //!
 //! Two lists have the same form: KVM's own, if it has one ([`crate::provider`]), which is shared with
-//! C, and ours. Both are written under `mmu_lock` held for write, and read in sections of `kvm->srcu`:
-//! every vCPU that emulates a write is in one anyway, and who unregisters waits for them. C's tracker
-//! has an SRCU structure of its own for that.
+//! C, and ours. Both are written under `mmu_lock` held for write, and read in a [`ListSection`], which
+//! who unregisters waits for: for callbacks, and for nothing else.
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `include/linux/rculist.h`.
 
-use crate::bindings;
-use crate::kvm::{Gfn, Gpa, Memslot, MmuWrite};
-use crate::provider::RawNode;
+use crate::kvm::{Gfn, Gpa, Kvm, Memslot, MmuWrite};
+use crate::provider::{self, Notifiers, RawNode};
+use crate::{bindings, srcu, vm};
 use core::marker::PhantomData;
 use core::ptr::{addr_of, addr_of_mut, NonNull};
-use kernel::types::Opaque;
+use kernel::ffi::c_int;
+use kernel::types::{NotThreadSafe, Opaque};
 
 /// Upstream's notifier (`struct kvm_page_track_notifier_node`), owned by another module.
 ///
@@ -258,7 +258,6 @@ pub(crate) struct First(*mut bindings::hlist_node);
 
 impl First {
     /// That of a list that is not there.
-    #[allow(dead_code)] // where KVM has a list of its own
     pub(crate) const fn none() -> Self {
         Self(core::ptr::null_mut())
     }
@@ -345,6 +344,58 @@ impl<T: Linked> Nodes<'_, T> {
             node.node().track_write(gpa, written);
             true
         });
+    }
+}
+
+/// A read section of the lists of a VM. It may sleep.
+pub(crate) struct ListSection<'k> {
+    kvm: &'k Kvm,
+    srcu: NonNull<bindings::srcu_struct>,
+    idx: c_int,
+    _not_send: NotThreadSafe,
+}
+
+impl<'k> ListSection<'k> {
+    /// Enters it. Nothing if nobody can be registered with the VM.
+    pub(crate) fn enter(kvm: &'k Kvm) -> Option<Self> {
+        let srcu = provider::list_srcu(kvm)?;
+        Some(Self {
+            kvm,
+            srcu,
+            // SAFETY: Set up, and not cleaned up before the VM dies, or before the module goes and everybody
+            // has left it.
+            idx: unsafe { srcu::read_lock(srcu.as_ptr()) },
+            _not_send: NotThreadSafe,
+        })
+    }
+
+    /// Waits for the sections of a VM that are open now. Sleeps; not to be called in one.
+    pub(crate) fn synchronize(kvm: &Kvm) {
+        if let Some(srcu) = provider::list_srcu(kvm) {
+            // SAFETY: As in `enter`.
+            unsafe { bindings::synchronize_srcu(srcu.as_ptr()) };
+        }
+    }
+
+    /// Upstream's notifiers, to be called.
+    pub(crate) fn notifiers(&self) -> Nodes<'_, Node> {
+        // SAFETY: In the section, as long as `self`.
+        unsafe { Notifiers::of(self.kvm).nodes() }
+    }
+
+    /// The clients, to be called.
+    pub(crate) fn clients(&self) -> Nodes<'_, Client> {
+        let first = vm::find(self.kvm).map_or(First::none(), vm::Vm::first_client);
+        // SAFETY: Read in the section just now, which `notifier::unregister_client` waits for (design,
+        // section 5, rule 3).
+        unsafe { Nodes::new(first) }
+    }
+}
+
+impl Drop for ListSection<'_> {
+    fn drop(&mut self) {
+        // SAFETY: `idx` is from the matching `read_lock`, in the same task: the type is not `Send`.
+        unsafe { srcu::read_unlock(self.srcu.as_ptr(), self.idx) };
     }
 }
 

@@ -3,14 +3,13 @@
 //! Adding and removing many pages at once, all or none.
 //!
 //! A range is changed block by block, a block being the pages for which a word has bits: the counts of
-//! large pages change once for all of them, and they are write-protected at once if that is safe.
+//! large pages change once for all of them. TLBs are flushed once.
 //!
-//! C has no ranges. What a range does to each of its pages is in [`crate::tracker`]; the write
-//! protection answers to `kvm_tdp_mmu_clear_dirty_pt_masked()` in `arch/x86/kvm/mmu/tdp_mmu.c`.
+//! C has no ranges. What a range does to each of its pages is in [`crate::tracker`].
 
 use crate::inline_atomic::smp_mb;
 use crate::kernel_api::eopnotsupp;
-use crate::kvm::{Block, Gfn, Kvm, Memslot, MmuGuard, MmuWrite, Pages, Section, Slots};
+use crate::kvm::{Block, Gfn, Kvm, Memslot, MmuGuard, MmuWrite, Pages, Slots};
 use crate::tracker::{add_locked, changeable, last_of, remove_locked};
 use crate::{memslot, owners, vm};
 use kernel::prelude::*;
@@ -30,7 +29,7 @@ pub(crate) fn add(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
         let missing = without_counters(read.slots(), gfn, last)?;
         vm::find_or_create(kvm)?;
         let Some(missing) = missing else {
-            return change::<Add>(read.section(), gfn, last);
+            return change::<Add>(read.slots(), gfn, last);
         };
         drop(read);
         memslot::ensure_counters(kvm, missing)?;
@@ -49,7 +48,7 @@ pub(crate) fn remove(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
     let last = last_of(gfn, npages)?;
     let read = kvm.read_slots();
     without_counters(read.slots(), gfn, last)?;
-    change::<Remove>(read.section(), gfn, last)
+    change::<Remove>(read.slots(), gfn, last)
 }
 
 /// The first page of a range whose memslot has no counters, if all of the range can be changed.
@@ -76,10 +75,10 @@ trait Change {
     fn check(mmu: &MmuWrite<'_>, block: Block<'_>) -> Result;
 
     /// Does it. True if TLBs have to be flushed.
-    fn apply(section: Section<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool;
+    fn apply(slots: Slots<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool;
 
     /// Takes it back, as far as others allow. True if TLBs have to be flushed.
-    fn undo(section: Section<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool;
+    fn undo(slots: Slots<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool;
 }
 
 struct Add;
@@ -92,8 +91,8 @@ impl Change for Add {
     }
 
     #[inline(always)]
-    fn apply(section: Section<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool {
-        let two_spaces = section.slots().may_have(1);
+    fn apply(slots: Slots<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool {
+        let two_spaces = slots.may_have(1);
         let (mut new, mut new_to_others) = (block.none(), block.none());
         block.recount(mmu, |gfn, before| {
             if before == 0 {
@@ -108,11 +107,11 @@ impl Change for Add {
         // As in `tracker::add_locked`, here for the whole block.
         smp_mb();
         mmu.disallow_large_pages(block);
-        let flush = write_protect(section, mmu, block.slot(), new);
-        flush | write_protect_other_space(section, mmu, new_to_others)
+        let flush = write_protect(mmu, block.slot(), new);
+        flush | write_protect_other_space(slots, mmu, new_to_others)
     }
 
-    fn undo(_: Section<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool {
+    fn undo(_: Slots<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool {
         for page in block.pages() {
             if let Some(counter) = page.counter() {
                 remove_locked(mmu, page, counter).ok();
@@ -133,64 +132,41 @@ impl Change for Remove {
     }
 
     #[inline(always)]
-    fn apply(_: Section<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool {
+    fn apply(_: Slots<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool {
         // `check` has found counts that are not KVM's alone.
         block.recount(mmu, |_, before| before.saturating_sub(1));
         mmu.allow_large_pages(block);
         false
     }
 
-    fn undo(section: Section<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool {
+    fn undo(slots: Slots<'_>, mmu: &MmuWrite<'_>, block: Block<'_>) -> bool {
         let mut flush = false;
         for page in block.pages() {
             if let Some(counter) = page.counter() {
-                flush |= add_locked(section.slots(), mmu, page, counter).unwrap_or(false);
+                flush |= add_locked(slots, mmu, page, counter).unwrap_or(false);
             }
         }
         flush
     }
 }
 
-/// Makes the existing mappings of some pages of a block read-only, which are counted already. True if
-/// TLBs have to be flushed.
-///
-/// KVM can do that in one walk for all of them, as it does for dirty logging. But then they are left to
-/// the fast page fault, which does not ask again whether a page is tracked before it makes the mapping
-/// writable. So it is done where nobody can be on his way there: every fault that begins after the pages
-/// were counted finds them tracked, and goes to emulation; and those from before are over if no vCPU is
-/// between an exit and the next entry, or user space, which are the sections that [`Section`] is about.
-/// Otherwise, and where KVM has other mappings than those of the TDP MMU, page by page.
-fn write_protect(
-    section: Section<'_>,
-    mmu: &MmuWrite<'_>,
-    slot: &Memslot,
-    mut pages: Pages,
-) -> bool {
-    /// Fewer are not worth the question, which looks at every processor.
-    const WORTH_ASKING: u32 = 4;
-    let at_once =
-        pages.len() >= WORTH_ASKING && mmu.can_clear_writable(slot) && section.is_the_only_one();
+/// Makes the existing mappings of some pages of a block read-only. True if TLBs have to be flushed.
+fn write_protect(mmu: &MmuWrite<'_>, slot: &Memslot, mut pages: Pages) -> bool {
     let mut flush = false;
     while let Some(page) = pages.take_first().and_then(|gfn| slot.page(gfn)) {
         flush |= mmu.write_protect(page);
-        if at_once {
-            // If one large page maps the block, it is protected by now, for good.
-            mmu.clear_writable(slot, pages);
-            // Nobody says whether a mapping has changed; one flush for all costs less than their walks.
-            return true;
-        }
     }
     flush
 }
 
 /// The same in address space 1, where other memslots may have the same pages.
-fn write_protect_other_space(section: Section<'_>, mmu: &MmuWrite<'_>, mut pages: Pages) -> bool {
+fn write_protect_other_space(slots: Slots<'_>, mmu: &MmuWrite<'_>, mut pages: Pages) -> bool {
     let mut flush = false;
     while let Some(gfn) = pages.first() {
-        match section.slots().find(1, gfn) {
+        match slots.find(1, gfn) {
             Some(slot) => {
                 let here = pages.take_held_by(slot);
-                flush |= write_protect(section, mmu, slot, here);
+                flush |= write_protect(mmu, slot, here);
             }
             None => {
                 pages.take_first();
@@ -213,24 +189,24 @@ struct Hold<'k> {
 /// half-way. What was done is undone then, except for pages that somebody else has meanwhile removed
 /// without having added them, or added up to the limit.
 #[inline(always)]
-fn change<C: Change>(section: Section<'_>, first: Gfn, last: Gfn) -> Result {
+fn change<C: Change>(slots: Slots<'_>, first: Gfn, last: Gfn) -> Result {
     let mut hold = Hold {
-        mmu: section.kvm().lock_mmu(),
+        mmu: slots.kvm().lock_mmu(),
         yielded: false,
     };
-    for_blocks(section, &mut hold, first, last, |hold, block| {
+    for_blocks(slots, &mut hold, first, last, |hold, block| {
         C::check(&hold.mmu, block).map(|()| false)
     })
     .1?;
-    let (done, result) = for_blocks(section, &mut hold, first, last, |hold, block| {
+    let (done, result) = for_blocks(slots, &mut hold, first, last, |hold, block| {
         if hold.yielded {
             C::check(&hold.mmu, block)?;
         }
-        Ok(C::apply(section, &hold.mmu, block))
+        Ok(C::apply(slots, &hold.mmu, block))
     });
     if result.is_err() && done > first {
-        for_blocks(section, &mut hold, first, done - 1, |hold, block| {
-            Ok(C::undo(section, &hold.mmu, block))
+        for_blocks(slots, &mut hold, first, done - 1, |hold, block| {
+            Ok(C::undo(slots, &hold.mmu, block))
         })
         .1
         .ok();
@@ -246,7 +222,7 @@ fn change<C: Change>(section: Section<'_>, first: Gfn, last: Gfn) -> Result {
 /// meanwhile has the same counters, and is neither zapped nor moved before the section ends.
 #[inline(always)]
 fn for_blocks(
-    section: Section<'_>,
+    slots: Slots<'_>,
     hold: &mut Hold<'_>,
     first: Gfn,
     last: Gfn,
@@ -255,7 +231,7 @@ fn for_blocks(
     let mut flush = false;
     let mut gfn = first;
     let result = 'range: loop {
-        let Some(slot) = section.slots().find(0, gfn) else {
+        let Some(slot) = slots.find(0, gfn) else {
             break Err(EINVAL);
         };
         while let Some(block) = slot.block(gfn, last) {

@@ -14,10 +14,10 @@
 //! same, and sees that it is another's. An entry becomes a VM's under the `mmu_lock` of that VM.
 
 use crate::inline_atomic::{cmpxchg, increment, load, store};
-use crate::kvm::{hash_64, Kvm, MmuWrite, Section};
+use crate::kvm::{hash_64, Kvm, MmuWrite};
 use crate::module_pin::ModulePin;
-use crate::notifier_list::{Client, Node, Nodes, NotifierList};
-use crate::provider::Place;
+use crate::notifier_list::{Client, First, Node, NotifierList};
+use crate::provider::PerVm;
 use core::ops::Deref;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Relaxed, Release};
@@ -32,21 +32,19 @@ pub(crate) struct Vm {
     key: Atomic<usize>,
     /// The address of the next entry of the chain, or 0. Never changes.
     next: usize,
-    /// Upstream's notifiers, unless they are in a list of KVM's own.
-    pub(crate) notifiers: Place,
+    /// What the provider keeps: upstream's notifiers, unless they are in a list of KVM's own.
+    pub(crate) provider: PerVm,
     /// Clients with `track_move_region`.
     clients: NotifierList<Client>,
     /// The task that is inside a `track_move_region` callback, or 0.
     mover: Atomic<usize>,
-    /// Whether the VM's notifiers pin the module: [`NEVER`], [`NOW`] or [`BEFORE`]. Changes under
-    /// `mmu_lock`, or when the VM is destroyed.
+    /// Whether the VM's notifiers pin the module: [`YES`] or [`NO`]. Changes under `mmu_lock`, or when
+    /// the VM is destroyed.
     pinned: Atomic<usize>,
 }
 
-const NEVER: usize = 0;
-const NOW: usize = 1;
-/// They did, and no more.
-const BEFORE: usize = 2;
+const NO: usize = 0;
+const YES: usize = 1;
 
 /// A power of two.
 const CHAINS: usize = 256;
@@ -71,7 +69,7 @@ global_lock! {
 ///
 /// A VM is counted under the `mmu_lock` under which it gets its entry, so whoever has taken that lock after
 /// he found the entry sees it counted: who has counted a page, or linked a notifier or client.
-static KNOWN: Atomic<u64> = Atomic::new(0);
+static KYESN: Atomic<u64> = Atomic::new(0);
 
 /// Sets up the table.
 ///
@@ -95,11 +93,11 @@ impl Vm {
         Self {
             key: Atomic::new(0),
             next,
-            notifiers: Place::new(),
+            provider: PerVm::new(),
             clients: NotifierList::new(),
             events: Atomic::new(0),
             mover: Atomic::new(0),
-            pinned: Atomic::new(NEVER),
+            pinned: Atomic::new(NO),
         }
     }
 
@@ -127,9 +125,9 @@ impl Vm {
         unsafe { &*(self.key.load(Relaxed) as *const Kvm) }
     }
 
-    /// Whether there is a client. A hint: nothing keeps it.
-    pub(crate) fn has_clients(&self) -> bool {
-        !self.clients.first().is_none()
+    /// The first client, to be looked at in a section of the VM's lists.
+    pub(crate) fn first_client(&self) -> First {
+        self.clients.first()
     }
 
     /// Pins the module, unless the VM's notifiers do already.
@@ -138,7 +136,7 @@ impl Vm {
     ///
     /// `EAGAIN` if the module is going away.
     pub(crate) fn pin(&self, mmu: &MmuWrite<'_>) -> Result {
-        if load(&self.pinned) == NOW {
+        if load(&self.pinned) == YES {
             return Ok(());
         }
         self.pin_first(mmu)
@@ -150,28 +148,23 @@ impl Vm {
         #[cfg(CONFIG_KVM_PROVE_MMU = "y")]
         kernel::warn_on!(self.pins());
         ModulePin::get()?.keep();
-        store(&self.pinned, NOW);
+        store(&self.pinned, YES);
         Ok(())
     }
 
     /// Takes that back, if they do.
     pub(crate) fn unpin(&self, _: &MmuWrite<'_>) -> Option<ModulePin> {
-        if load(&self.pinned) != NOW {
+        if load(&self.pinned) != YES {
             return None;
         }
-        store(&self.pinned, BEFORE);
+        store(&self.pinned, NO);
         // SAFETY: `pin` kept one, and has just been told so.
         Some(unsafe { ModulePin::take_back() })
     }
 
     /// Whether the VM's notifiers pin the module. Without the lock a hint.
     pub(crate) fn pins(&self) -> bool {
-        load(&self.pinned) == NOW
-    }
-
-    /// Whether they do or ever did. Without the lock a hint.
-    pub(crate) fn has_ever_pinned(&self) -> bool {
-        load(&self.pinned) != NEVER
+        load(&self.pinned) == YES
     }
 
     /// This task is about to call `track_move_region` callbacks. It holds `slots_arch_lock`, so no
@@ -193,33 +186,6 @@ impl Vm {
 
 fn current_task() -> usize {
     kernel::current!().as_ptr() as usize
-}
-
-/// The entry of a VM while a read section of its `kvm->srcu` is open.
-///
-/// # Invariants
-///
-/// `vm` is the entry of the section's VM.
-#[derive(Clone, Copy)]
-pub(crate) struct VmSection<'a> {
-    vm: &'a Vm,
-    _section: Section<'a>,
-}
-
-impl<'a> VmSection<'a> {
-    /// The entry.
-    #[inline(always)]
-    pub(crate) fn vm(self) -> &'a Vm {
-        self.vm
-    }
-
-    /// The clients of the VM.
-    #[inline(always)]
-    pub(crate) fn clients(self) -> Nodes<'a, Client> {
-        // SAFETY: Read in the section just now, which `notifier::unregister_client` waits for (design,
-        // section 5, rule 3).
-        unsafe { Nodes::new(self.vm.clients.first()) }
-    }
 }
 
 #[inline(always)]
@@ -260,7 +226,7 @@ pub(crate) fn has_client_node(mmu: &MmuWrite<'_>, node: &Node) -> bool {
 /// Whether the module knows a VM: a cheap no where it knows none. Any context.
 #[inline(always)]
 pub(crate) fn is_known(kvm: &Kvm) -> bool {
-    load(&KNOWN) != 0 && find(kvm).is_some()
+    load(&KYESN) != 0 && find(kvm).is_some()
 }
 
 /// What the module knows of a VM. Any context.
@@ -288,7 +254,7 @@ pub(crate) fn find_or_claim<'k>(mmu: &MmuWrite<'k>) -> Option<&'k Vm> {
     }
     // Nobody else claims one for this VM meanwhile, but perhaps this one for another VM.
     let vm = unused.filter(|vm| cmpxchg(&vm.key, 0, key) == 0)?;
-    increment(&KNOWN);
+    increment(&KYESN);
     Some(vm)
 }
 
@@ -303,7 +269,7 @@ pub(crate) fn find_or_claim_only<'k>(mmu: &MmuWrite<'k>) -> Option<&'k Vm> {
     // As above. Entries that come meanwhile come before it, and none of them becomes this VM's.
     match cmpxchg(&vm.key, 0, key) {
         0 => {
-            increment(&KNOWN);
+            increment(&KYESN);
             Some(vm)
         }
         owner if owner == key => {
@@ -314,16 +280,6 @@ pub(crate) fn find_or_claim_only<'k>(mmu: &MmuWrite<'k>) -> Option<&'k Vm> {
         }
         _ => None,
     }
-}
-
-/// The same for a VM whose lists are to be read.
-#[inline(always)]
-pub(crate) fn find_in(section: Section<'_>) -> Option<VmSection<'_>> {
-    // INVARIANT: It is that VM's.
-    find(section.kvm()).map(|vm| VmSection {
-        vm,
-        _section: section,
-    })
 }
 
 /// The same as [`find`], with an entry made if there is none. Sleeps.
@@ -375,14 +331,14 @@ pub(crate) unsafe fn destroyed(kvm: &Kvm) {
         // Both are empty, unless somebody gave back a reference that was not theirs.
         // SAFETY: The VM has no users left, and the lock excludes who looks at all entries.
         unsafe {
-            vm.notifiers.forget();
+            vm.provider.forget();
             vm.clients.forget();
         }
         vm.events.store(0, Relaxed);
         // If they still pin the module, it stays pinned: whoever registered them has yet to call us.
-        store(&vm.pinned, NEVER);
+        store(&vm.pinned, NO);
         vm.key.store(0, Release);
-        KNOWN.fetch_sub(1, Relaxed);
+        KYESN.fetch_sub(1, Relaxed);
     }
 }
 
@@ -401,7 +357,7 @@ pub(crate) fn for_each(mut f: impl FnMut(&Kvm, &Vm) -> Result) -> Result {
     Ok(())
 }
 
-/// Frees every entry but the oldest.
+/// Forgets every VM, and frees every entry but the oldest. Sleeps.
 ///
 /// # Safety
 ///
@@ -409,13 +365,18 @@ pub(crate) fn for_each(mut f: impl FnMut(&Kvm, &Vm) -> Result) -> Result {
 pub(crate) unsafe fn clear() {
     let _grow = GROW.lock();
     for (chain, oldest) in CHAIN.iter().zip(&OLDEST) {
+        // SAFETY: By the caller's promise nobody uses it (design, section 5, rule 2).
+        unsafe { oldest.provider.forget() };
         let oldest = core::ptr::from_ref(oldest) as usize;
         let mut next = chain.load(Relaxed);
         chain.store(oldest, Relaxed);
         while next != oldest {
-            // SAFETY: From `KBox::into_raw()` in `create_with`, and by the caller's promise nobody uses
-            // it (design, section 5, rule 2).
-            let vm = unsafe { KBox::from_raw(next as *mut Vm) };
+            // SAFETY: From `KBox::into_raw()` in `create_with`; the rest as above.
+            let vm = unsafe {
+                let vm = KBox::from_raw(next as *mut Vm);
+                vm.provider.forget();
+                vm
+            };
             next = vm.next;
         }
     }
