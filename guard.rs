@@ -49,9 +49,7 @@ impl Drop for Guard {
 /// Every hook must have been detached before.
 pub(crate) fn drain() {
     wait();
-    // Until every task has slept once, or run in user space.
-    // SAFETY: Process context without locks.
-    unsafe { bindings::synchronize_rcu_tasks() };
+    synchronize_tasks();
 }
 
 /// Waits for the guards that are held now. Sleeps.
@@ -60,4 +58,12 @@ pub(crate) fn drain() {
 pub(crate) fn wait() {
     // SAFETY: Process context without locks.
     unsafe { bindings::synchronize_srcu(&raw mut bindings::kpt_guard) };
+}
+
+/// Waits until every task has slept once, or run in user space: a grace period of Tasks RCU. Sleeps.
+///
+/// To be called from module init or exit, without locks.
+pub(crate) fn synchronize_tasks() {
+    // SAFETY: Process context without locks.
+    unsafe { bindings::synchronize_rcu_tasks() };
 }

@@ -12,11 +12,12 @@
 #include <linux/static_call.h>
 #include <linux/vmalloc.h>
 
-/* KVM's own headers: enum kvm_apicv_inhibit, and struct kvm_mmu_page. */
+/* KVM's own headers: struct kvm_mmu_page and struct kvm_svm. */
 #include "x86.h"
 #include "mmu.h"
 #include "mmu/mmu_internal.h"
 #include "mmu/tdp_mmu.h"
+#include "svm/svm.h"
 
 #include "helpers.h"
 
@@ -138,6 +139,19 @@ unsigned int KPT_DIRECT kpt_shadow_page_tables(struct kvm *kvm,
 	return n;
 }
 
+/* Whether one is there at all, of whatever role that KVM counts. */
+bool KPT_DIRECT kpt_finds_shadow_page(const struct hlist_head *bucket, gfn_t gfn)
+{
+	struct kvm_mmu_page *sp;
+
+	hlist_for_each_entry(sp, bucket, hash_link) {
+		if (sp->gfn == gfn && sp->role.level > PG_LEVEL_4K &&
+		    !sp->role.direct)
+			return true;
+	}
+	return false;
+}
+
 void kpt_slots_arch_lock(struct kvm *kvm)
 {
 	mutex_lock(&kvm->slots_arch_lock);
@@ -201,8 +215,31 @@ void *kpt_alloc_counters(unsigned long npages)
 	return __vcalloc(npages, sizeof(u16), GFP_KERNEL_ACCOUNT);
 }
 
-/* What says so is private to kvm-amd, except that SEV inhibits AVIC. */
-const unsigned long kpt_inhibited_by_sev = BIT(APICV_INHIBIT_REASON_SEV);
+/* sev_guest() of kvm-amd, which has made every VM where there is SVM. */
+bool KPT_DIRECT kpt_is_sev_guest(struct kvm *kvm)
+{
+#ifdef CONFIG_KVM_AMD_SEV
+	return cpu_feature_enabled(X86_FEATURE_SVM) &&
+	       READ_ONCE(to_kvm_svm(kvm)->sev_info.active);
+#else
+	return false;
+#endif
+}
+
+#ifdef CONFIG_KUNIT
+/* For the unit tests: a VM as kvm-amd makes it. */
+const size_t kpt_unit_vm_size = sizeof(struct kvm_svm);
+
+bool kpt_unit_make_sev(struct kvm *kvm)
+{
+#ifdef CONFIG_KVM_AMD_SEV
+	to_kvm_svm(kvm)->sev_info.active = true;
+	return cpu_feature_enabled(X86_FEATURE_SVM);
+#else
+	return false;
+#endif
+}
+#endif
 
 DEFINE_SRCU(kpt_guard);
 
@@ -239,12 +276,23 @@ void kpt_hlist_del_rcu(struct hlist_node *n)
 	hlist_del_rcu(n);
 }
 
-/* notifier_list.rs: what hlist_del_rcu() leaves is no address of the kernel. */
-static_assert((unsigned long)LIST_POISON2 >> 56 != 0xff);
+/*
+ * Whether a node is certainly in no list: one that was zeroed, or that
+ * hlist_del_rcu(), C's or ours, has taken out.
+ */
+bool kpt_node_is_free(const struct hlist_node *n)
+{
+	return hlist_unhashed(n) || n->pprev == LIST_POISON2;
+}
 
 void kpt_sleep_idle(void)
 {
 	schedule_timeout_idle(MAX_SCHEDULE_TIMEOUT);
+}
+
+void kpt_warn_once(void)
+{
+	WARN_ON_ONCE(1);
 }
 
 void kpt_cond_resched(void)

@@ -42,6 +42,7 @@ void kpt_mmu_read_unlock(struct kvm *kvm);
 unsigned int KPT_DIRECT kpt_shadow_page_tables(struct kvm *kvm,
 					       const struct hlist_head *bucket,
 					       gfn_t gfn);
+bool KPT_DIRECT kpt_finds_shadow_page(const struct hlist_head *bucket, gfn_t gfn);
 void kpt_slots_arch_lock(struct kvm *kvm);
 void kpt_slots_arch_unlock(struct kvm *kvm);
 int kpt_nr_address_spaces(struct kvm *kvm);
@@ -53,7 +54,9 @@ struct kvm_memory_slot *kpt_next_slot(const struct kvm_memslots *slots,
 				      const struct kvm_memory_slot *slot);
 struct kvm_memory_slot *kpt_inactive_slot(struct kvm *kvm, int as_id, int id);
 void *kpt_alloc_counters(unsigned long npages);
-extern const unsigned long kpt_inhibited_by_sev;
+bool KPT_DIRECT kpt_is_sev_guest(struct kvm *kvm);
+extern const size_t kpt_unit_vm_size;
+bool kpt_unit_make_sev(struct kvm *kvm);
 
 /* The text guard: see guard.rs. */
 extern struct srcu_struct kpt_guard;
@@ -63,6 +66,7 @@ int kpt_srcu_read_lock(struct srcu_struct *srcu);
 void kpt_srcu_read_unlock(struct srcu_struct *srcu, int idx);
 struct srcu_struct *kpt_srcu_alloc(void);
 void kpt_srcu_free(struct srcu_struct *srcu);
+bool kpt_node_is_free(const struct hlist_node *n);
 void kpt_hlist_del_rcu(struct hlist_node *n);
 
 /* The way to clients: see clients.rs, which has these two functions. */
@@ -81,6 +85,7 @@ void kpt_slot_deleted(struct kvm *kvm, struct kvm_memory_slot *slot);
 
 void kpt_sleep_idle(void);
 void kpt_cond_resched(void);
+void kpt_warn_once(void);
 
 /*
  * debugfs: the files' operations are C's, because those of the Rust abstraction

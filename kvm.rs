@@ -83,6 +83,13 @@ fn current_mm() -> *const kernel::bindings::mm_struct {
     }
 }
 
+/// Something is so that it cannot be: warns, once (`WARN_ON_ONCE()`).
+#[cold]
+pub(crate) fn warn_once() {
+    // SAFETY: Any context.
+    unsafe { bindings::kpt_warn_once() };
+}
+
 /// Lets other tasks run (`cond_resched()`). Sleeps.
 pub(crate) fn reschedule() {
     // SAFETY: Callers are in process context without spinlocks.
@@ -138,12 +145,10 @@ impl Kvm {
     /// Whether guest writes can be intercepted: KVM can emulate them and sees the guest's memory.
     ///
     /// False for every VM type with encrypted state or private memory, and for SEV guests that were
-    /// made the old way (`KVM_SEV_INIT`), as VMs of the default type.
+    /// made the old way (`KVM_SEV_INIT`), as VMs of the default type, which have neither.
     pub(crate) fn can_track(&self) -> bool {
         let kvm = self.as_ptr();
-        // SAFETY: By the type invariant. The first three are single bytes, set when the VM is created or
-        // made an SEV guest; of the fourth, which changes at any time, one bit is looked at, in one
-        // load. `kpt_inhibited_by_sev` is a constant of helpers.c.
+        // SAFETY: By the type invariant. Single bytes, set when the VM is created or made an SEV guest.
         unsafe {
             const _: () = assert!(bindings::KVM_X86_DEFAULT_VM == 0);
             let arch = addr_of!((*kvm).arch);
@@ -151,9 +156,7 @@ impl Kvm {
                 | u8::from((*arch).has_private_mem)
                 | u8::from((*arch).has_protected_state)
                 == 0
-                && read_once(addr_of!((*kvm).arch.apicv_inhibit_reasons))
-                    & bindings::kpt_inhibited_by_sev
-                    == 0
+                && !bindings::kpt_is_sev_guest(kvm)
         }
     }
 
@@ -707,6 +710,16 @@ impl MmuGuard<'_> {
 }
 
 impl MmuWrite<'_> {
+    /// Whether KVM has a shadow page of a guest page table in a frame, of whatever address space, where
+    /// we look for it.
+    #[inline(always)]
+    pub(crate) fn finds_shadow_page(&self, gfn: Gfn) -> bool {
+        self.kvm.shadow_bucket(gfn).is_some_and(|bucket| {
+            // SAFETY: `mmu_lock` is held, and KVM adds or removes a shadow page: it keeps the table.
+            unsafe { bindings::kpt_finds_shadow_page(bucket, gfn) }
+        })
+    }
+
     /// How much of the count of a frame of address space 0 is KVM's: its shadow pages of that guest
     /// page table.
     #[inline(always)]
@@ -785,6 +798,13 @@ impl Memslot {
     pub(crate) fn as_id(&self) -> u16 {
         // SAFETY: As in `base_gfn`.
         unsafe { (*self.as_ptr()).as_id }
+    }
+
+    /// Whether the emulator can write the memslot's memory: not that of a guest_memfd, for which the host
+    /// has no mapping.
+    pub(crate) fn is_writable_by_host(&self) -> bool {
+        // SAFETY: As in `base_gfn`; KVM does not change the flag.
+        unsafe { (*self.as_ptr()).flags & bindings::KPT_SLOT_GUEST_MEMFD == 0 }
     }
 
     /// Whether the memslot is about to be moved or deleted.
@@ -877,7 +897,9 @@ impl Memslot {
                 (*info).disallow_lpage = after;
                 // The uppermost bit is KVM's flag for mixed attributes. As in C, 2^31 adds in one GiB
                 // would reach it.
-                kernel::warn_on!((before ^ after) < 0);
+                if (before ^ after) < 0 {
+                    warn_once();
+                }
             }
         }
     }
@@ -1237,13 +1259,17 @@ impl<'a> NewSlot<'a> {
 #[cfg(CONFIG_KUNIT = "y")]
 pub(crate) mod unit {
     use super::*;
-    use kernel::alloc::KVBox;
+    use kernel::alloc::KVVec;
 
     /// Calls `f` with a VM that is all zeroes but for its `mm` and nobody else knows, as if `mmu_lock` was held.
     pub(crate) fn with_blank_vm(f: impl FnOnce(&Kvm, &MmuWrite<'_>)) {
         // SAFETY: All zeroes is a value of these C structures.
-        let blank = KVBox::<bindings::kvm>::new_uninit(GFP_KERNEL | __GFP_ZERO).unwrap();
-        let ptr = NonNull::from(&*blank).cast::<bindings::kvm>();
+        // `struct kvm` is a part of what kvm-amd and kvm-intel have.
+        let mut blank = KVVec::<u8>::new();
+        // SAFETY: A constant of helpers.c.
+        let size = unsafe { bindings::kpt_unit_vm_size };
+        blank.extend_with(size, 0, GFP_KERNEL).unwrap();
+        let ptr = NonNull::from(&mut blank[0]).cast::<bindings::kvm>();
         // SAFETY: The memory is ours. A VM has an address space, here nobody's.
         unsafe { (*ptr.as_ptr()).mm = NonNull::dangling().as_ptr() };
         // SAFETY: The memory outlives the call, and nobody else can lock or free this VM.
@@ -1277,6 +1303,38 @@ mod tests {
 
     fn set(slot: &Memslot, mmu: &MmuWrite<'_>, gfn: Gfn, count: u16) {
         slot.page(gfn).unwrap().counter().unwrap().set(mmu, count);
+    }
+
+    #[test]
+    fn guests_with_encrypted_memory_are_recognised() {
+        with_blank_vm(|kvm, _| {
+            assert!(kvm.can_track());
+            // SAFETY: The VM is ours.
+            unsafe {
+                // What SEV sets, where there is SEV; and no inhibit of AVIC's.
+                let sev = bindings::kpt_unit_make_sev(kvm.as_ptr());
+                assert_eq!(kvm.can_track(), !sev);
+            }
+        });
+        with_blank_vm(|kvm, _| {
+            let arch = |kvm: &Kvm| {
+                // SAFETY: The VM is ours.
+                unsafe { addr_of_mut!((*kvm.as_ptr()).arch) }
+            };
+            // SAFETY: As above.
+            unsafe {
+                (*arch(kvm)).vm_type = 1;
+                assert!(!kvm.can_track());
+                (*arch(kvm)).vm_type = 0;
+                (*arch(kvm)).has_private_mem = true;
+                assert!(!kvm.can_track());
+                (*arch(kvm)).has_private_mem = false;
+                (*arch(kvm)).has_protected_state = true;
+                assert!(!kvm.can_track());
+                (*arch(kvm)).has_protected_state = false;
+            }
+            assert!(kvm.can_track());
+        });
     }
 
     #[test]

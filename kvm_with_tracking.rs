@@ -51,6 +51,9 @@ hooks! {
 /// How many of the hooks stay until nobody is called by us any more: who tells of VMs that die.
 pub(crate) const UNTIL_DRAINED: usize = 1;
 
+/// Whether C has a function that adds pages for others.
+pub(crate) const C_ADDS_PAGES: bool = true;
+
 /// What the provider keeps in the module's state of a VM: nothing, KVM has it.
 pub(crate) struct PerVm;
 

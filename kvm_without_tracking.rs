@@ -136,6 +136,9 @@ unsafe extern "C" fn kvm_page_track_unregister_notifier(
 /// How many of the hooks stay until nobody is called by us any more: who tells of VMs that die.
 pub(crate) const UNTIL_DRAINED: usize = 1;
 
+/// Whether C has a function that adds pages for others.
+pub(crate) const C_ADDS_PAGES: bool = false;
+
 /// What the provider keeps in the module's state of a VM.
 pub(crate) struct PerVm {
     notifiers: NotifierList<Node>,

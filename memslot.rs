@@ -163,6 +163,7 @@ fn protect_other_space(new: NewSlot<'_>, gfn: Gfn) {
 /// writable behind KVM's back: that warns, as in C.
 #[inline(always)]
 pub(crate) fn kvm_added(mmu: &MmuWrite<'_>, page: Page<'_>) {
+    owners::check_records(mmu, page.gfn());
     recount(mmu, page, |count| count.checked_add(1));
     #[cfg(CONFIG_KVM_PROVE_MMU = "y")]
     prove_owners(mmu, page);
@@ -193,9 +194,7 @@ fn recount(mmu: &MmuWrite<'_>, page: Page<'_>, change: impl FnOnce(u16) -> Optio
     let counter = page.counter();
     match (counter, counter.and_then(|counter| change(counter.get()))) {
         (Some(counter), Some(count)) => counter.set(mmu, count),
-        _ => {
-            kernel::warn_on!(true);
-        }
+        _ => kvm::warn_once(),
     }
 }
 
@@ -241,7 +240,9 @@ fn external(vcpu: VcpuSection<'_>, page: Page<'_>) -> Option<bool> {
 #[inline(never)]
 fn has_more_than_kvm(kvm: &Kvm, page: Page<'_>) -> bool {
     let mmu = kvm.lock_mmu_read();
-    owners::any_external(page.count(), || mmu.shadow_page_tables(page.gfn()))
+    // Rather an event too many than one too few.
+    owners::know(kvm).is_err()
+        || owners::any_external(page.count(), || mmu.shadow_page_tables(page.gfn()))
 }
 
 /// Takes back every external add of a VM, on behalf of whoever has not. Sleeps.
@@ -253,7 +254,8 @@ fn has_more_than_kvm(kvm: &Kvm, page: Page<'_>) -> bool {
 pub(crate) fn untrack_all(kvm: &Kvm, unless: impl FnOnce() -> bool) {
     let section = kvm.read_slots();
     let _locked = section.slots().lock_arch();
-    if unless() {
+    // Nor if some of the counts may be KVM's.
+    if unless() || owners::know(kvm).is_err() {
         return;
     }
     for_each_counted(section.slots(), |page, counter| {

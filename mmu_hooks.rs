@@ -19,7 +19,7 @@ use crate::kvm::{Gfn, Gpa, Kvm, Memslot, NewSlot};
 use crate::kvm_symbols::resolve;
 use crate::notifier_list::Written;
 use crate::provider::{self, HOOKS};
-use crate::{clients, memslot, notifier, vm};
+use crate::{clients, memslot, notifier, owners, vm};
 use kernel::ffi::{c_int, c_ulong};
 use kernel::prelude::*;
 
@@ -180,6 +180,11 @@ pub(crate) fn attach() -> Result {
             return Err(e);
         }
     }
+    if provider::C_ADDS_PAGES {
+        // Whoever entered C's function that adds pages before it was replaced has left it.
+        guard::synchronize_tasks();
+    }
+    owners::begin_to_check();
     Ok(())
 }
 

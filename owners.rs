@@ -7,11 +7,65 @@
 //! The rest are external, and nothing has to be written down for them: no memory, nothing to carry
 //! over when a memslot moves, and what C added before insmod is known as well.
 //!
+//! These records are private to KVM, and a remove that misreads them takes KVM's own count. So it is
+//! looked at each of KVM's adds whether they are where we look for them ([`check_records`]). If ever
+//! they are not, nothing is changed any more where KVM may shadow page tables ([`know`]).
+//!
 //! C source: `account_shadowed()` and `unaccount_shadowed()` of `arch/x86/kvm/mmu/mmu.c`.
 //!
 //! [`MmuWrite::shadow_page_tables`]: crate::kvm::MmuWrite::shadow_page_tables
 
+use crate::inline_atomic::load;
+use crate::kernel_api::eopnotsupp;
+use crate::kvm::{Gfn, Kvm, MmuWrite};
 use kernel::prelude::*;
+use kernel::sync::atomic::{Atomic, Full};
+
+/// KVM's adds are not looked at yet: C may still add pages for others by the same function.
+const NOT_YET: i32 = 0;
+/// All that were looked at had their record.
+const RIGHT: i32 = 1;
+/// One had none.
+const WRONG: i32 = 2;
+
+/// What is known of KVM's records.
+static RECORDS: Atomic<i32> = Atomic::new(NOT_YET);
+
+/// From now on who adds by [`crate::mmu_hooks::add_gfn_locked`] is KVM itself.
+pub(crate) fn begin_to_check() {
+    RECORDS.cmpxchg(NOT_YET, RIGHT, Full).ok();
+}
+
+/// KVM adds a page: it has linked its shadow page before (`kvm_mmu_alloc_shadow_page()`).
+#[inline(always)]
+pub(crate) fn check_records(mmu: &MmuWrite<'_>, gfn: Gfn) {
+    if load(&RECORDS) == RIGHT && !mmu.finds_shadow_page(gfn) {
+        records_are_wrong();
+    }
+}
+
+#[cold]
+fn records_are_wrong() {
+    if RECORDS.cmpxchg(RIGHT, WRONG, Full).is_ok() {
+        pr_err!(
+            "this kernel's KVM keeps its shadow pages elsewhere than in the kernel that the module was \
+             built for: pages of VMs whose page tables it may shadow are refused\n"
+        );
+    }
+}
+
+/// Whether it can be known how much of a count is KVM's, in a VM.
+///
+/// # Errors
+///
+/// `EOPNOTSUPP` if it cannot.
+#[inline(always)]
+pub(crate) fn know(kvm: &Kvm) -> Result {
+    if load(&RECORDS) == WRONG && kvm.may_shadow_page_tables() {
+        return Err(eopnotsupp());
+    }
+    Ok(())
+}
 
 /// How often other modules together may add one page: what a `u16` leaves of KVM's own 2^14.
 ///
