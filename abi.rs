@@ -44,28 +44,6 @@ pub(crate) fn errno(result: Result) -> c_int {
     }
 }
 
-/// Adds a page.
-///
-/// # Safety
-///
-/// `kvm` is NULL or a VM that the caller keeps alive.
-#[inline(always)]
-unsafe fn add(kvm: *mut bindings::kvm, gfn: Gfn, mode: c_uint) -> c_int {
-    // SAFETY: The caller's promise.
-    errno(unsafe { check(kvm, mode) }.and_then(|kvm| tracker::add(kvm, gfn)))
-}
-
-/// Removes a page.
-///
-/// # Safety
-///
-/// As [`add`].
-#[inline(always)]
-unsafe fn remove(kvm: *mut bindings::kvm, gfn: Gfn, mode: c_uint) -> c_int {
-    // SAFETY: The caller's promise.
-    errno(unsafe { check(kvm, mode) }.and_then(|kvm| tracker::remove(kvm, gfn)))
-}
-
 /// See the C header.
 ///
 /// # Safety
@@ -78,7 +56,7 @@ unsafe extern "C" fn kvm_page_track_add_page(
     mode: c_uint,
 ) -> c_int {
     // SAFETY: The caller's promise.
-    unsafe { add(kvm, gfn, mode) }
+    errno(unsafe { check(kvm, mode) }.and_then(|kvm| tracker::add(kvm, gfn)))
 }
 
 /// See the C header.
@@ -93,7 +71,7 @@ unsafe extern "C" fn kvm_page_track_remove_page(
     mode: c_uint,
 ) -> c_int {
     // SAFETY: The caller's promise.
-    unsafe { remove(kvm, gfn, mode) }
+    errno(unsafe { check(kvm, mode) }.and_then(|kvm| tracker::remove(kvm, gfn)))
 }
 
 /// See the C header.
@@ -243,7 +221,7 @@ unsafe extern "C" fn kvm_page_track_unregister_client(
 pub(crate) unsafe extern "C" fn write_track_add_gfn(kvm: *mut bindings::kvm, gfn: Gfn) -> c_int {
     let _guard = guard::enter_if_locks_sleep();
     // SAFETY: The caller's promise.
-    unsafe { add(kvm, gfn, WRITE) }
+    errno(unsafe { check(kvm, WRITE) }.and_then(|kvm| tracker::add_as_upstream(kvm, gfn)))
 }
 
 /// `kvm_write_track_remove_gfn()`: upstream's name of `kvm_page_track_remove_page()`.
@@ -254,7 +232,7 @@ pub(crate) unsafe extern "C" fn write_track_add_gfn(kvm: *mut bindings::kvm, gfn
 pub(crate) unsafe extern "C" fn write_track_remove_gfn(kvm: *mut bindings::kvm, gfn: Gfn) -> c_int {
     let _guard = guard::enter_if_locks_sleep();
     // SAFETY: The caller's promise.
-    unsafe { remove(kvm, gfn, WRITE) }
+    errno(unsafe { check(kvm, WRITE) }.and_then(|kvm| tracker::remove_as_upstream(kvm, gfn)))
 }
 
 /// `kvm_page_track_register_notifier()`.
@@ -268,7 +246,7 @@ pub(crate) unsafe extern "C" fn register_notifier(
 ) -> c_int {
     let _guard = guard::enter_if_locks_sleep();
     errno((|| {
-        let kvm = NonNull::new(kvm).ok_or(EINVAL)?;
+        let kvm = NonNull::new(kvm).ok_or(ESRCH)?;
         // SAFETY: The caller's promise.
         let kvm = unsafe { Kvm::from_ptr(kvm) };
         notifier::check_process(kvm)?;

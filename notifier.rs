@@ -182,13 +182,12 @@ pub(crate) fn register_client(kvm: &Kvm, client: &Client) -> Result {
         return Err(EEXIST);
     }
     let pin = ModulePin::get()?;
-    let vm = vm::find_or_create(kvm)?;
-    vm.provider.make_ready()?;
+    vm::find_or_create(kvm)?.provider.make_ready()?;
     clients::open();
     // Before the client can be found, hence unregistered.
     // SAFETY: The caller has a reference.
     unsafe { kvm.get() };
-    if !vm.insert_client(client) {
+    if !vm::insert_client(&kvm.lock_mmu(), client) {
         // SAFETY: The reference just taken; the caller has another.
         unsafe { kvm.put() };
         return Err(EEXIST);
@@ -200,14 +199,13 @@ pub(crate) fn register_client(kvm: &Kvm, client: &Client) -> Result {
 
 /// Unregisters a client (`kvm_page_track_unregister_client()`). As [`unregister`].
 pub(crate) fn unregister_client(kvm: &Kvm, client: &Client) {
-    let Some(vm) = vm::find(kvm) else { return };
-    if !vm.remove_client(client) {
+    if !vm::remove_client(&kvm.lock_mmu(), client) {
         return;
     }
     clients::uncount();
     ListSection::synchronize(kvm);
     // SAFETY: Registering took a reference and kept a pin, and the client has just been taken out.
-    // Neither `kvm` nor `vm` is used afterwards.
+    // `kvm` is not used afterwards.
     unsafe {
         kvm.put();
         drop(ModulePin::take_back());

@@ -42,9 +42,6 @@ pub(crate) fn add(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
 ///
 /// As [`crate::tracker::remove`].
 pub(crate) fn remove(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
-    if !kvm.can_track() {
-        return Err(eopnotsupp());
-    }
     let last = last_of(gfn, npages)?;
     let read = kvm.read_slots();
     without_counters(read.slots(), gfn, last)?;

@@ -12,29 +12,41 @@ use crate::guard;
 use crate::inline_atomic::smp_mb;
 use crate::kernel_api::eopnotsupp;
 use crate::kvm::{Counter, Gfn, Kvm, Memslot, MmuWrite, Page, Slots};
-use crate::{memslot, owners, vm};
+use crate::{memslot, notifier, owners, vm};
 use kernel::prelude::*;
 
 /// Finds the page in the memslot that a change of its count would go to.
 #[inline(always)]
 pub(crate) fn changeable(slots: Slots<'_>, gfn: Gfn) -> Result<Page<'_>> {
-    unless_invalid(slots.find_page(0, gfn).ok_or(EINVAL)?)
+    unless_invalid(slots.kvm(), slots.find_page(0, gfn).ok_or(EINVAL)?)
 }
 
 /// The page of a memslot whose count may be changed.
-fn changeable_in(slot: &Memslot, gfn: Gfn) -> Result<Page<'_>> {
+fn changeable_in<'s>(kvm: &Kvm, slot: &'s Memslot, gfn: Gfn) -> Result<Page<'s>> {
     if slot.as_id() != 0 {
         return Err(EINVAL);
     }
-    unless_invalid(slot.page(gfn).ok_or(EINVAL)?)
+    unless_invalid(kvm, slot.page(gfn).ok_or(EINVAL)?)
 }
 
 #[inline(always)]
-fn unless_invalid(page: Page<'_>) -> Result<Page<'_>> {
+fn unless_invalid<'s>(kvm: &Kvm, page: Page<'s>) -> Result<Page<'s>> {
+    unless_refused(kvm, page)?;
     if page.slot().is_invalid() {
         return Err(EAGAIN);
     }
     Ok(page)
+}
+
+/// What is refused for good.
+#[inline(always)]
+fn unless_refused(kvm: &Kvm, page: Page<'_>) -> Result {
+    owners::know(kvm)?;
+    if page.slot().is_writable_by_host() {
+        Ok(())
+    } else {
+        Err(eopnotsupp())
+    }
 }
 
 /// Tracks guest writes to a page (`kvm_page_track_add_page()`). Sleeps.
@@ -99,7 +111,7 @@ pub(crate) fn add_to_slot(
     if !slots.kvm().can_track() {
         return Err(eopnotsupp());
     }
-    let page = changeable_in(slot, gfn)?;
+    let page = changeable_in(slots.kvm(), slot, gfn)?;
     vm::find(slots.kvm()).ok_or(ENOMEM)?;
     add_and_flush(slots, mmu, page, page.counter().ok_or(ENOMEM)?)
 }
@@ -150,9 +162,6 @@ pub(crate) fn add_locked(
 ///
 /// `EOPNOTSUPP`, `EINVAL`, `EAGAIN`, `ENOENT`.
 pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
-    if !kvm.can_track() {
-        return Err(eopnotsupp());
-    }
     let section = kvm.read_slots();
     let page = changeable(section.slots(), gfn)?;
     let counter = page.counter().ok_or(ENOENT)?;
@@ -166,10 +175,7 @@ pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
 ///
 /// As [`remove`].
 pub(crate) fn remove_from_slot(kvm: &Kvm, mmu: &MmuWrite<'_>, slot: &Memslot, gfn: Gfn) -> Result {
-    if !kvm.can_track() {
-        return Err(eopnotsupp());
-    }
-    let page = changeable_in(slot, gfn)?;
+    let page = changeable_in(kvm, slot, gfn)?;
     remove_locked(mmu, page, page.counter().ok_or(ENOENT)?)
 }
 
@@ -180,6 +186,65 @@ pub(crate) fn remove_locked(mmu: &MmuWrite<'_>, page: Page<'_>, counter: Counter
     counter.set(mmu, owners::after_remove(counter.get(), of_kvm)?);
     mmu.allow_large_page(page);
     Ok(())
+}
+
+/// [`add`] by upstream's name, by which C never says "try again". Sleeps.
+///
+/// # Errors
+///
+/// As [`add`]; `EAGAIN` only if the VM has no notifier of upstream's.
+pub(crate) fn add_as_upstream(kvm: &Kvm, gfn: Gfn) -> Result {
+    match add(kvm, gfn) {
+        Err(e) if e == EAGAIN => while_invalid(kvm, gfn, |slots, page| {
+            let counter = page.counter().ok_or(ENOMEM)?;
+            add_and_flush(slots, &kvm.lock_mmu(), page, counter)
+        }),
+        result => result,
+    }
+}
+
+/// [`remove`] by upstream's name, likewise. Sleeps.
+///
+/// # Errors
+///
+/// As [`remove`]; `EAGAIN` only if the VM has no notifier of upstream's.
+pub(crate) fn remove_as_upstream(kvm: &Kvm, gfn: Gfn) -> Result {
+    match remove(kvm, gfn) {
+        Err(e) if e == EAGAIN => while_invalid(kvm, gfn, |_, page| {
+            remove_locked(&kvm.lock_mmu(), page, page.counter().ok_or(ENOENT)?)
+        }),
+        result => result,
+    }
+}
+
+/// Changes a count in a memslot that may be INVALID: about to be moved, or deleted.
+///
+/// While the VM has a notifier of upstream's KVM refuses every move, and the memslot is back with the
+/// counts that the INVALID copy has got; with a deletion they go, here as in C. KVM decides on the move
+/// with `slots_arch_lock` held: whoever holds it and finds an INVALID memslot comes before that.
+#[cold]
+#[inline(never)]
+fn while_invalid(
+    kvm: &Kvm,
+    gfn: Gfn,
+    change: impl FnOnce(Slots<'_>, Page<'_>) -> Result,
+) -> Result {
+    if vm::find(kvm).is_some_and(|vm| vm.in_move_callback()) {
+        // This very task holds `slots_arch_lock`.
+        return Err(EAGAIN);
+    }
+    let _guard = guard::enter();
+    vm::find_or_create(kvm)?;
+    let section = kvm.read_slots();
+    let locked = section.slots().lock_arch();
+    if !notifier::any(kvm) {
+        return Err(EAGAIN);
+    }
+    let slot = locked.find(0, gfn).ok_or(EINVAL)?;
+    let page = slot.page(gfn).ok_or(EINVAL)?;
+    unless_refused(kvm, page)?;
+    locked.alloc_counters(slot)?;
+    change(section.slots(), page)
 }
 
 /// Allocates what [`add_to_slot`] needs for a range of pages (`kvm_page_track_prepare()`). Sleeps.

@@ -101,27 +101,13 @@ impl Vm {
         }
     }
 
-    /// Adds a client. False if it is in a list already.
-    pub(crate) fn insert_client(&self, client: &Client) -> bool {
-        let mmu = self.kvm().lock_mmu();
-        if client.is_linked(&mmu) {
-            return false;
-        }
-        // SAFETY: The lock is that of the VM. The client is in no list: it has just been asked, and
-        // that it is not registered with another VM meanwhile is up to its owner. An entry does not
-        // move.
-        unsafe { self.clients.insert(client, &mmu) };
-        true
-    }
-
-    /// Takes a client out. False if it is not there.
-    pub(crate) fn remove_client(&self, client: &Client) -> bool {
-        // SAFETY: The lock is that of the VM.
-        unsafe { self.clients.remove(client, &self.kvm().lock_mmu()) }
-    }
-
-    fn kvm(&self) -> &Kvm {
-        // SAFETY: Whoever has the entry of a VM has the VM, or holds the lock that keeps it.
+    /// The VM.
+    ///
+    /// # Safety
+    ///
+    /// The entry is a VM's, and the VM is not destroyed as long as the result is used.
+    unsafe fn kvm(&self) -> &Kvm {
+        // SAFETY: The caller's promise.
         unsafe { &*(self.key.load(Relaxed) as *const Kvm) }
     }
 
@@ -215,6 +201,24 @@ impl Vm {
 #[inline(always)]
 fn entries(chain: &Atomic<usize>) -> impl Iterator<Item = &'static Vm> {
     core::iter::successors(Some(newest(chain)), |vm| vm.next())
+}
+
+/// Adds a client to the VM that is locked, which has an entry. False if it is in a list already.
+pub(crate) fn insert_client(mmu: &MmuWrite<'_>, client: &Client) -> bool {
+    let Some(vm) = find(mmu.kvm()).filter(|_| !client.is_linked(mmu)) else {
+        return false;
+    };
+    // SAFETY: The lock is that of the VM. The client is in no list: it has just been asked, and
+    // that it is not registered with another VM meanwhile is up to its owner. An entry does not
+    // move.
+    unsafe { vm.clients.insert(client, mmu) };
+    true
+}
+
+/// Takes a client out of the VM that is locked. False if it is not there.
+pub(crate) fn remove_client(mmu: &MmuWrite<'_>, client: &Client) -> bool {
+    // SAFETY: The lock is that of the VM.
+    find(mmu.kvm()).is_some_and(|vm| unsafe { vm.clients.remove(client, mmu) })
 }
 
 /// Whether a node is that of a client of the VM that is locked.
@@ -350,8 +354,8 @@ pub(crate) fn for_each(mut f: impl FnMut(&Kvm, &Vm) -> Result) -> Result {
     let _keep = KEEP.lock();
     for vm in CHAIN.iter().flat_map(entries) {
         if load(&vm.key) != 0 {
-            // The lock keeps the VM: `destroyed` takes it before the VM's memory goes.
-            f(vm.kvm(), vm)?;
+            // SAFETY: The lock keeps the VM: `destroyed` takes it before the VM's memory goes.
+            f(unsafe { vm.kvm() }, vm)?;
         }
     }
     Ok(())
@@ -415,7 +419,8 @@ mod tests {
             let vm = made(kvm);
             assert!(core::ptr::eq(find(kvm).unwrap(), vm));
             assert!(core::ptr::eq(made(kvm), vm));
-            assert!(core::ptr::eq(vm.kvm(), kvm));
+            // SAFETY: The VM is ours.
+            assert!(core::ptr::eq(unsafe { vm.kvm() }, kvm));
             // SAFETY: The entry is not used any more.
             unsafe { destroyed(kvm) };
             assert!(find(kvm).is_none());
