@@ -164,7 +164,45 @@ stall_check() (
 	judged '' 0
 )
 
+# DKMS passes over exactly the kernels that requirements.mk refuses.
+dkms_check() {
+	local option value bad=0 work=build/check/dkms config
+	mkdir -p "$work"
+	# DKMS's own question
+	passed_over() (
+		# shellcheck disable=SC2034 # dkms.conf reads it
+		kernel_config=$config BUILD_EXCLUSIVE_KERNEL=''
+		# shellcheck source=dkms.conf
+		. ./dkms.conf
+		[[ -z $BUILD_EXCLUSIVE_KERNEL || 6.0 =~ $BUILD_EXCLUSIVE_KERNEL ]] || return 0
+		for option in $BUILD_EXCLUSIVE_CONFIG; do
+			case $option in
+			!*) ! grep -q "^${option#!}=[ym]" "$config" || return 0 ;;
+			*) grep -q "^$option=[ym]" "$config" || return 0 ;;
+			esac
+		done
+		return 1
+	)
+	config=$KDIR/.config
+	passed_over && { echo "DKMS passes over this kernel"; return 1; }
+	config=$work/config
+	# X86_64 is BUILD_EXCLUSIVE_ARCH
+	while IFS=, read -r option value _; do
+		for other in y m n; do
+			[ "$other" != "$value" ] && [ "$option" != CONFIG_X86_64 ] || continue
+			# a boolean is never m
+			[ "$other" != m ] || [ "$value" = m ] || continue
+			grep -v "^$option=" "$KDIR/.config" >"$config"
+			[ "$other" = n ] || echo "$option=$other" >>"$config"
+			passed_over || { echo "DKMS does not pass over $option=$other"; bad=1; }
+		done
+	# shellcheck disable=SC2016 # make's, not the shell's
+	done < <(sed -n 's/^$(call kpt-need,//p' requirements.mk)
+	return $bad
+}
+
 check "README's example is the sample, and builds" example_check
+check "DKMS passes over what the module refuses" dkms_check
 check "reports are found in a kernel's log" report_check
 check "a computer that stood still excuses a lockup only" stall_check
 check "kernels that lack something are refused by name" scripts/check-refusals.sh
