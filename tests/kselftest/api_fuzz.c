@@ -627,7 +627,7 @@ static void do_register(void)
 	     reg.flags, foreign ? " from another process" : "");
 
 	if (reg.flags & KPT_REG_NULL_KVM) {
-		want = -EINVAL;
+		want = reg.type == KPT_NOTIFIER ? -ESRCH : -EINVAL;
 	} else if (foreign) {
 		want = -ESRCH;
 	} else if (reg.flags & KPT_REG_NULL_NODE) {

@@ -3,6 +3,7 @@
  * Counting, and every refused call: its errno, and that nothing changed.
  */
 #include <string.h>
+#include <unistd.h>
 
 #include "kpt_lib.h"
 
@@ -363,6 +364,41 @@ static void counters_on_demand(void)
 	kvm_vm_free(vm);
 }
 
+/* What is in a guest_memfd is not mapped in the host: KVM cannot emulate there. */
+static void guest_memfd(void)
+{
+	static const u32 ops[] = {
+		KPT_OP_ADD_PAGE, KPT_OP_REMOVE_PAGE, KPT_OP_PREPARE, KPT_OP_SLOT_ADD,
+		KPT_OP_SLOT_REMOVE, KPT_OP_WRITE_ADD, KPT_OP_WRITE_REMOVE,
+		KPT_OP_ADD_RANGE, KPT_OP_REMOVE_RANGE,
+	};
+	u64 gfn = KPT_GFN + 0x1000, size = NPAGES * 4096;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	void *mem;
+	int fd;
+	u32 i;
+
+	if (!kvm_has_cap(KVM_CAP_GUEST_MEMFD))
+		kpt_skip("this KVM has no guest_memfd");
+	vm = kpt_vm(&vcpu, guest_writes, NPAGES, VM_MEM_SRC_ANONYMOUS);
+	fd = __vm_create_guest_memfd(vm, size, 0);
+	if (fd < 0)
+		kpt_skip("no guest_memfd for an ordinary VM (errno %d)", errno);
+	mem = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	vm_set_user_memory_region2(vm, KPT_SLOT + 1, KVM_MEM_GUEST_MEMFD, gfn << 12,
+				   size, mem, fd, 0);
+	/* the memslot beside it has counters */
+	KPT_OK(kpt_add(vm, KPT_GFN));
+	for (i = 0; i < ARRAY_SIZE(ops); i++)
+		KPT_REFUSED(vm, gfn, kpt_call_n(kpt_dev, ops[i], vm, gfn, 1, NULL),
+			    EOPNOTSUPP);
+	KPT_REFUSED(vm, gfn, kpt_call(kpt_stock, KPT_OP_WRITE_ADD, vm, gfn), EOPNOTSUPP);
+	KPT_OK(kpt_remove(vm, KPT_GFN));
+	kvm_vm_free(vm);
+	close(fd);
+}
+
 static const struct kpt_test tests[] = {
 	{ "n adds need n removes", n_adds_need_n_removes },
 	{ "every page has its own count", pages_count_apart },
@@ -374,6 +410,7 @@ static const struct kpt_test tests[] = {
 	{ "unknown mode, NULL arguments: -EINVAL", unknown_mode_and_null },
 	{ "slot variants need prepare", slot_variants_and_prepare },
 	{ "counters are allocated on demand", counters_on_demand },
+	{ "memory of a guest_memfd: -EOPNOTSUPP", guest_memfd },
 };
 
 int main(void)

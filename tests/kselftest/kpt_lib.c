@@ -322,12 +322,26 @@ u64 kpt_apic_bytes_fd(int vm_fd)
 	return bytes;
 }
 
+static u32 held_at = 1;
+
 int kpt_probe(const char *symbol, u32 op)
 {
 	struct kpt_probe p = { .op = op };
 
 	if (symbol)
 		snprintf(p.symbol, sizeof(p.symbol), "%s", symbol);
+	held_at = 1;
+	return ioctl(kpt_stock, KPT_PROBE, &p) ? -errno : 0;
+}
+
+int kpt_probe_srcu(struct kvm_vm *vm, int pid, int nth)
+{
+	struct kpt_probe p = {
+		.symbol = "__srcu_read_lock", .op = KPT_PROBE_SLEEP_SRCU,
+		.vm_fd = vm->fd, .pid = pid, .nth = nth,
+	};
+
+	held_at = nth;
 	return ioctl(kpt_stock, KPT_PROBE, &p) ? -errno : 0;
 }
 
@@ -360,9 +374,9 @@ void kpt_probe_wait(void)
 {
 	int i;
 
-	for (i = 0; !kpt_probe_hits() && i < 30000; i++)
+	for (i = 0; kpt_probe_hits() < held_at && i < 30000; i++)
 		usleep(1000);
-	KPT_EQ(kpt_probe_hits(), 1);
+	KPT_EQ(kpt_probe_hits(), held_at);
 }
 
 /* A parameter of a module that may not be there. */

@@ -68,12 +68,8 @@ int kpt_put(const char *path, const char *text);
 /* Nested paging (EPT, NPT) is on. */
 bool kpt_tdp(void);
 
-/*
- * It is, and KVM maps by the TDP MMU, with A/D bits: then the pages of a range may be
- * protected at once, by this function of KVM's.
- */
+/* It is, and KVM maps by the TDP MMU, with A/D bits. */
 bool kpt_tdp_mmu(void);
-#define KPT_AT_ONCE	"kvm_tdp_mmu_clear_dirty_pt_masked"
 
 /* Modules, by their names.  0 or -errno as of the system call. */
 bool kpt_mod_loaded(const char *name);
@@ -125,7 +121,9 @@ void kpt_pages_fd(int vm_fd, u32 as_id, u64 gfn, u64 nr, struct kpt_page *pages)
  */
 int kpt_probe(const char *symbol, u32 op);
 u64 kpt_probe_hits(void);
-/* Until somebody is held by it (KPT_PROBE_HOLD, KPT_PROBE_SLEEP). */
+/* Holds a task when it enters a read section of the VM's srcu for the @nth time. */
+int kpt_probe_srcu(struct kvm_vm *vm, int pid, int nth);
+/* Until somebody is held by it (KPT_PROBE_HOLD, KPT_PROBE_SLEEP*). */
 void kpt_probe_wait(void);
 
 static inline int kpt_add(struct kvm_vm *vm, u64 gfn)

@@ -3,6 +3,7 @@
  * Tracking over the life of a memslot: flags-only changes, delete and create,
  * moves that are allowed and moves that are refused.
  */
+#include <pthread.h>
 #include <string.h>
 
 #include "kpt_lib.h"
@@ -454,6 +455,95 @@ static void refused_by_notifier(void)
 	refused_move(KPT_NOTIFIER, refusal(), true);
 }
 
+static struct kvm_vm *changing_vm;
+static volatile bool changing;
+static volatile u64 tries;
+
+/* A move that is refused, again and again. */
+static void *tries_to_move(void *arg)
+{
+	do {
+		KPT_ERR(move_to(changing_vm, KPT_GPA + 0x100000), refusal());
+		tries++;
+	} while (changing);
+	return NULL;
+}
+
+static void *deletes(void *arg)
+{
+	vm_mem_region_delete(changing_vm, KPT_SLOT);
+	return NULL;
+}
+
+/*
+ * The memslot is INVALID, before KVM decides what becomes of it.  By upstream's
+ * names a page is added and removed all the same, as in C: with a notifier of
+ * upstream's it is not moved; and if it is deleted, the counts go with it.
+ */
+static void as_upstream(void *(*change)(void *))
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = kpt_vm(&vcpu, guest_code, NPAGES,
+				   VM_MEM_SRC_ANONYMOUS);
+	int id = kpt_reg(kpt_dev, vm, KPT_NOTIFIER, KPT_REG_RECORD);
+	pthread_t t;
+	u64 i;
+
+	TEST_ASSERT(id >= 0, "register: %d", id);
+	changing_vm = vm;
+	changing = false;
+	KPT_OK(kpt_probe("kvm_arch_flush_shadow_memslot", KPT_PROBE_SLEEP));
+	pthread_create(&t, NULL, change, NULL);
+	kpt_probe_wait();
+	/* the very first add of the memslot is one of these */
+	KPT_OK(kpt_call(kpt_dev, KPT_OP_WRITE_ADD, vm, KPT_GFN + 1));
+	KPT_OK(kpt_call(kpt_dev, KPT_OP_WRITE_ADD, vm, KPT_GFN + 2));
+	KPT_OK(kpt_call(kpt_stock, KPT_OP_WRITE_ADD, vm, KPT_GFN + 2));
+	KPT_EQ(kpt_count(vm, KPT_GFN + 1), 1);
+	KPT_EQ(kpt_count(vm, KPT_GFN + 2), 2);
+	KPT_OK(kpt_call(kpt_dev, KPT_OP_WRITE_REMOVE, vm, KPT_GFN + 2));
+	KPT_OK(kpt_call(kpt_stock, KPT_OP_WRITE_REMOVE, vm, KPT_GFN + 2));
+	KPT_REFUSED(vm, KPT_GFN + 2, kpt_call(kpt_dev, KPT_OP_WRITE_REMOVE, vm,
+					      KPT_GFN + 2), ENOENT);
+	KPT_REFUSED(vm, KPT_GFN + 1, kpt_add(vm, KPT_GFN + 1), EAGAIN);
+	KPT_REFUSED(vm, KPT_GFN + 1, kpt_remove(vm, KPT_GFN + 1), EAGAIN);
+	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
+	pthread_join(t, NULL);
+	if (change == deletes) {
+		KPT_REFUSED(vm, KPT_GFN + 1, kpt_call(kpt_dev, KPT_OP_WRITE_REMOVE, vm,
+						      KPT_GFN + 1), EINVAL);
+		KPT_OK(kpt_unreg(kpt_dev, id));
+		kvm_vm_free(vm);
+		return;
+	}
+	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).slot_sum, 1);
+	guest_write(vcpu, KPT_GVA + 0x1000);
+	expect_write(kpt_dev, KPT_GPA + 0x1000);
+	KPT_EQ(memory(vm, 0x1000), last_value);
+	KPT_OK(kpt_call(kpt_dev, KPT_OP_WRITE_REMOVE, vm, KPT_GFN + 1));
+
+	/* and at any other moment of it */
+	changing = true;
+	tries = 0;
+	pthread_create(&t, NULL, change, NULL);
+	for (i = 0; i < 500 || tries < 30; i++) {
+		KPT_OK(kpt_call(kpt_dev, KPT_OP_WRITE_ADD, vm, KPT_GFN + (i & (NPAGES - 1))));
+		KPT_OK(kpt_call(kpt_dev, KPT_OP_WRITE_REMOVE, vm, KPT_GFN + (i & (NPAGES - 1))));
+	}
+	changing = false;
+	pthread_join(t, NULL);
+	printf("# %lu adds and removes during %lu refused moves\n", i, tries);
+	KPT_EQ(kpt_inspect(vm, 0, KPT_GFN).slot_sum, 0);
+	KPT_OK(kpt_unreg(kpt_dev, id));
+	kvm_vm_free(vm);
+}
+
+static void upstream_on_an_invalid_memslot(void)
+{
+	as_upstream(tries_to_move);
+	as_upstream(deletes);
+}
+
 static void refused_by_client(void)
 {
 	refused_move(KPT_CLIENT, ENOMEM, false);
@@ -546,6 +636,8 @@ static const struct kpt_test tests[] = {
 	  refused_by_notifier },
 	{ "a client without track_move_region refuses moves: -ENOMEM",
 	  refused_by_client },
+	{ "upstream's names while a memslot is refused to move, or deleted",
+	  upstream_on_an_invalid_memslot, 120 },
 	{ "large page counts follow a move", large_pages_follow },
 };
 

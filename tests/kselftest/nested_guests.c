@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "kpt_lib.h"
-#include "svm_util.h"
+#include "kpt_compat.h"
 
 #define NPAGES	192
 #define NR_L2	8
@@ -24,7 +24,9 @@ static int id;
 
 static void l1_code(struct svm_test_data *svm)
 {
-	generic_svm_setup(svm, kpt_write_guest);
+	static u64 stack[64];
+
+	kpt_svm_setup(svm, kpt_write_guest, stack + ARRAY_SIZE(stack));
 	GUEST_SYNC(READY);
 	run_guest(svm->vmcb, svm->vmcb_gpa);
 	GUEST_DONE();

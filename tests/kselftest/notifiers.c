@@ -5,8 +5,12 @@
  * closed.  And what debugfs says of all that.
  */
 #include <dirent.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
 #include <pthread.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -232,13 +236,16 @@ static void null_arguments(void)
 
 	KPT_OK(kpt_add(vm, KPT_GFN + 1));
 	for (type = KPT_NOTIFIER; type <= KPT_CLIENT_MOVE; type++) {
+		/* upstream's function says so of a VM that is not there */
+		int no_vm = type == KPT_NOTIFIER ? ESRCH : EINVAL;
+
 		KPT_REFUSED(vm, KPT_GFN, kpt_reg(kpt_dev, vm, type,
-						 KPT_REG_NULL_KVM), EINVAL);
+						 KPT_REG_NULL_KVM), no_vm);
 		KPT_REFUSED(vm, KPT_GFN, kpt_reg(kpt_dev, vm, type,
 						 KPT_REG_NULL_NODE), EINVAL);
 		KPT_REFUSED(vm, KPT_GFN,
 			    kpt_reg(kpt_dev, vm, type,
-				    KPT_REG_NULL_KVM | KPT_REG_NULL_NODE), EINVAL);
+				    KPT_REG_NULL_KVM | KPT_REG_NULL_NODE), no_vm);
 
 		id = reg(vm, type, 0);
 		for (i = 0; i < ARRAY_SIZE(unreg_flags); i++) {
@@ -507,6 +514,82 @@ static void process_killed_while_registered(void)
 	}
 }
 
+/* Interrupts would have KVM halt the vCPU, and not wait in the fault. */
+static void guest_without_interrupts(void)
+{
+	asm volatile("cli");
+	*(volatile u64 *)KPT_GVA = 1;
+	GUEST_DONE();
+}
+
+static void *runs_to_its_end(void *vcpu)
+{
+	kpt_run_done(vcpu);
+	return NULL;
+}
+
+static struct uffdio_copy missing_page;
+static volatile bool unregistered, had_to_help;
+
+/* Gives the page to the vCPU, in the end, even if somebody waits for that. */
+static void *helps_later(void *uffd)
+{
+	int i;
+
+	for (i = 0; i < 2000 && !unregistered; i++)
+		usleep(10000);
+	had_to_help = !unregistered;
+	KPT_OK(ioctl((long)uffd, UFFDIO_COPY, &missing_page));
+	return NULL;
+}
+
+/*
+ * A vCPU waits in a fault for as long as user space likes, in a read section of
+ * kvm->srcu.  Unregistering waits for callbacks, of which there are none.
+ */
+static void unregister_beside_userfaultfd(void)
+{
+	static const u8 page[4096] __aligned(4096);
+	static const u32 types[] = { KPT_NOTIFIER, KPT_CLIENT, KPT_CLIENT_MOVE };
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register area = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	long uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	pthread_t runner, helper;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	struct pollfd pfd;
+	int id[3];
+	u32 i;
+
+	if (uffd < 0)
+		kpt_skip("no userfaultfd");
+	KPT_OK(ioctl(uffd, UFFDIO_API, &api));
+	vm = make(&vcpu, guest_without_interrupts);
+	area.range.start = (u64)addr_gpa2hva(vm, KPT_GPA);
+	area.range.len = NPAGES * 4096;
+	KPT_OK(ioctl(uffd, UFFDIO_REGISTER, &area));
+	for (i = 0; i < ARRAY_SIZE(types); i++)
+		id[i] = reg(vm, types[i], 0);
+
+	pthread_create(&runner, NULL, runs_to_its_end, vcpu);
+	pfd = (struct pollfd) { .fd = uffd, .events = POLLIN };
+	KPT_EQ(poll(&pfd, 1, 10000), 1);
+	missing_page = (struct uffdio_copy) {
+		.src = (u64)page, .dst = area.range.start, .len = 4096,
+	};
+	unregistered = false;
+	pthread_create(&helper, NULL, helps_later, (void *)uffd);
+	for (i = 0; i < ARRAY_SIZE(types); i++)
+		KPT_OK(kpt_unreg(kpt_dev, id[i]));
+	unregistered = true;
+	pthread_join(helper, NULL);
+	pthread_join(runner, NULL);
+	TEST_ASSERT(!had_to_help, "unregister waited for the vCPU");
+	KPT_EQ(*(u64 *)addr_gpa2hva(vm, KPT_GPA), 1);
+	kvm_vm_free(vm);
+	close(uffd);
+}
+
 static void what_debugfs_says(void)
 {
 	struct kvm_vcpu *vcpu;
@@ -578,11 +661,13 @@ static const struct kpt_test tests[] = {
 	{ "registered already: -EEXIST", registered_already },
 	{ "a notifier that was never zeroed", never_zeroed },
 	{ "not the VM's process: -ESRCH", another_process },
-	{ "NULL arguments: -EINVAL", null_arguments },
+	{ "NULL arguments: -EINVAL, or -ESRCH as C", null_arguments },
 	{ "callbacks that add and remove pages", callbacks_that_call },
 	{ "notifiers leave in a storm of events", storm_of_notifiers },
 	{ "clients leave in a storm of events", storm_of_clients },
 	{ "unregister waits for a sleeping callback", storm_of_sleepers },
+	{ "unregister does not wait for a vCPU in userfaultfd",
+	  unregister_beside_userfaultfd },
 	{ "a VM closed while a notifier is registered",
 	  vm_closed_while_registered },
 	{ "a process killed with everything registered",

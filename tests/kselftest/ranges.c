@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "kpt_lib.h"
@@ -272,72 +273,6 @@ static void at_the_same_time(void)
 	kvm_vm_free(vm);
 }
 
-/* Blocks of as many pages as a word has bits are protected in one walk. */
-#define BLOCK	64
-
-static void need_tdp_mmu(void)
-{
-	if (!kpt_tdp_mmu())
-		kpt_skip("only mappings of the TDP MMU, with A/D bits, are protected at once");
-}
-
-/*
- * Adds a range and takes it back until its blocks are protected in @n walks.  Whoever
- * reads memslots meanwhile, as the kernel does when it ages or moves memory, makes
- * it more: not every time.
- */
-static void added_in_walks(struct kvm_vm *vm, u64 gfn, u64 nr, u64 n)
-{
-	u64 hits;
-	int i;
-
-	for (i = 0; i < 20; i++) {
-		hits = kpt_probe_hits();
-		KPT_OK(add_range(vm, gfn, nr));
-		hits = kpt_probe_hits() - hits;
-		if (hits == n)
-			return;
-		KPT_OK(remove_range(vm, gfn, nr));
-	}
-	TEST_FAIL("%lu walks, not %lu", hits, n);
-}
-
-static void protected_at_once(void)
-{
-	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm;
-	u64 hits;
-	int id;
-
-	need_tdp_mmu();
-	vm = kpt_vm(&vcpu, guest_sweeps, NPAGES, VM_MEM_SRC_ANONYMOUS);
-	id = kpt_reg(kpt_dev, vm, KPT_CLIENT, 0);
-	TEST_ASSERT(id >= 0, "register: %d", id);
-	KPT_EQ(sweep(vcpu, id), 0);
-	KPT_OK(kpt_probe(KPT_AT_ONCE, KPT_PROBE_COUNT));
-	added_in_walks(vm, KPT_GFN, NPAGES, (NPAGES + BLOCK - 1) / BLOCK);
-	KPT_EQ(sweep(vcpu, id), NPAGES);
-	KPT_OK(remove_range(vm, KPT_GFN, NPAGES));
-	KPT_EQ(sweep(vcpu, id), 0);
-
-	/* nothing left to protect, or next to nothing */
-	KPT_OK(add_range(vm, KPT_GFN, 3 * BLOCK));
-	hits = kpt_probe_hits();
-	KPT_OK(add_range(vm, KPT_GFN, 3 * BLOCK + 2));
-	KPT_EQ(kpt_probe_hits(), hits);
-	KPT_EQ(sweep(vcpu, id), 3 * BLOCK + 2);
-
-	/* pages between others that are tracked already; two are one by one */
-	KPT_OK(remove_range(vm, KPT_GFN, 3 * BLOCK));
-	KPT_OK(remove_range(vm, KPT_GFN + 30, 100));
-	KPT_EQ(sweep(vcpu, id), 3 * BLOCK + 2 - 100);
-	added_in_walks(vm, KPT_GFN, 3 * BLOCK, 2);
-	KPT_EQ(sweep(vcpu, id), 3 * BLOCK + 2);
-	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
-	KPT_OK(kpt_unreg(kpt_dev, id));
-	kvm_vm_free(vm);
-}
-
 static void large_pages(void)
 {
 	struct kvm_vcpu *vcpu;
@@ -352,24 +287,25 @@ static void large_pages(void)
 	virt_map_level(vm, KPT_GVA, KPT_GPA, 1024 * 4096, PG_LEVEL_2M);
 	id = kpt_reg(kpt_dev, vm, KPT_CLIENT, 0);
 	TEST_ASSERT(id >= 0, "register: %d", id);
-	KPT_OK(kpt_probe(KPT_AT_ONCE, KPT_PROBE_COUNT));
 	large = vm_get_stat(vm, pages_2m);
 	for (i = 0; i < 2; i++) {
 		/* large for the first time, and again */
 		KPT_EQ(sweep(vcpu, id), 0);
 		KPT_EQ(vm_get_stat(vm, pages_2m) - large, 2);
-		if (kpt_tdp_mmu())
-			added_in_walks(vm, KPT_GFN, NPAGES, (NPAGES + BLOCK - 1) / BLOCK);
-		else
-			KPT_OK(add_range(vm, KPT_GFN, NPAGES));
+		KPT_OK(add_range(vm, KPT_GFN, NPAGES));
 		KPT_EQ(sweep(vcpu, id), NPAGES);
 		KPT_OK(remove_range(vm, KPT_GFN + 5, NPAGES - 5));
 		KPT_EQ(sweep(vcpu, id), 5);
 		KPT_OK(remove_range(vm, KPT_GFN, 5));
 	}
-	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
 	KPT_OK(kpt_unreg(kpt_dev, id));
 	kvm_vm_free(vm);
+}
+
+static void need_tdp_mmu(void)
+{
+	if (!kpt_tdp_mmu())
+		kpt_skip("only mappings of the TDP MMU, with A/D bits, become writable so");
 }
 
 static void *writes_once(void *vcpu)
@@ -383,13 +319,15 @@ static void *writes_once(void *vcpu)
 
 /*
  * A vCPU has asked whether a page is tracked, when it was not, and is about to make
- * its mapping writable again without mmu_lock, as it may where a range has been
- * removed.  The range is added in between: the write must not get through untold.
+ * its mapping writable again without mmu_lock, as it may where dirty logging has
+ * made it read-only.  The range is added in between: the write must not get through
+ * untold.
  */
 static void fault_on_its_way(void)
 {
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
+	void *dirty;
 	pthread_t t;
 	u64 fast;
 	int id;
@@ -401,32 +339,107 @@ static void fault_on_its_way(void)
 	vm = kpt_vm(&vcpu, kpt_write_guest, NPAGES, VM_MEM_SRC_ANONYMOUS);
 	id = kpt_reg(kpt_dev, vm, KPT_CLIENT, 0);
 	TEST_ASSERT(id >= 0, "register: %d", id);
+	dirty = calloc(1, NPAGES / 8 + 8);
+	vm_mem_region_set_flags(vm, KPT_SLOT, KVM_MEM_LOG_DIRTY_PAGES);
 	kpt_write(vcpu, 100);
-	KPT_OK(kpt_probe(KPT_AT_ONCE, KPT_PROBE_COUNT));
-	added_in_walks(vm, KPT_GFN, 3 * BLOCK, 3);
-	KPT_OK(remove_range(vm, KPT_GFN, 3 * BLOCK));
+	kvm_vm_get_dirty_log(vm, KPT_SLOT, dirty);
+	fast = vcpu_get_stat(vcpu, pf_fast);
+	kpt_write(vcpu, 100);
+	KPT_EQ(vcpu_get_stat(vcpu, pf_fast) - fast, 1);
 
+	kvm_vm_get_dirty_log(vm, KPT_SLOT, dirty);
 	KPT_OK(kpt_probe("kvm_tdp_mmu_fast_pf_get_last_sptep", KPT_PROBE_HOLD));
 	pthread_create(&t, NULL, writes_once, vcpu);
 	kpt_probe_wait();
-	KPT_OK(add_range(vm, KPT_GFN, 3 * BLOCK));
+	KPT_OK(add_range(vm, KPT_GFN, 200));
 	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
 	pthread_join(t, NULL);
 	KPT_EQ(kpt_counters(kpt_dev, id).writes, 1);
 	kpt_write(vcpu, 100);
 	KPT_EQ(kpt_counters(kpt_dev, id).writes, 2);
+	KPT_OK(remove_range(vm, KPT_GFN, 200));
+	KPT_OK(kpt_unreg(kpt_dev, id));
+	free(dirty);
+	kvm_vm_free(vm);
+}
 
-	/* and what was protected at once becomes writable without mmu_lock */
-	KPT_OK(remove_range(vm, KPT_GFN, 3 * BLOCK));
-	kpt_write(vcpu, 100);
-	KPT_OK(kpt_probe(KPT_AT_ONCE, KPT_PROBE_COUNT));
-	added_in_walks(vm, KPT_GFN, 3 * BLOCK, 3);
-	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
-	KPT_OK(remove_range(vm, KPT_GFN, 3 * BLOCK));
-	fast = vcpu_get_stat(vcpu, pf_fast);
-	kpt_write(vcpu, 100);
-	KPT_EQ(vcpu_get_stat(vcpu, pf_fast) - fast, 1);
-	KPT_EQ(kpt_counters(kpt_dev, id).writes, 2);
+/* Each writes the same page when it goes on, a new one every time. */
+#define LATE		8
+#define LATE_PAGES	64
+#define LATE_GPA(i)	(KPT_GPA + (i) * LATE_PAGES * 4096ULL)
+
+static void guest_writes_in_turn(void)
+{
+	u64 i;
+
+	for (i = 0; i < LATE; i++) {
+		GUEST_SYNC(i);
+		*(volatile u64 *)(KPT_GVA + i * LATE_PAGES * 4096ULL) = i + 1;
+	}
+	GUEST_DONE();
+}
+
+static volatile int late_tid, late_go;
+
+static void *faults_late(void *vcpu)
+{
+	u64 v;
+
+	late_tid = syscall(__NR_gettid);
+	while (!late_go)
+		usleep(100);
+	kpt_run_sync(vcpu, &v);
+	return NULL;
+}
+
+/*
+ * A vCPU has left the guest because a page that it writes is not mapped, and is held
+ * before it enters a section of kvm->srcu.  Another vCPU maps the page, a range with
+ * it is added, and the first goes on.  It is told of, and the kernel does not
+ * complain of what it finds mapped.
+ */
+static void fault_that_comes_late(void)
+{
+	struct kvm_vcpu *vcpu, *other;
+	struct kvm_vm *vm;
+	int id, i, good = 0;
+	u64 exits, told;
+	pthread_t t;
+
+	vm = kpt_vm(&vcpu, guest_writes_in_turn, LATE * LATE_PAGES, VM_MEM_SRC_ANONYMOUS);
+	other = vm_vcpu_add(vm, 1, guest_writes_in_turn);
+	id = kpt_reg(kpt_dev, vm, KPT_CLIENT, 0);
+	TEST_ASSERT(id >= 0, "register: %d", id);
+	kpt_run_to(vcpu, 0);
+	kpt_run_to(other, 0);
+	for (i = 0; i < LATE; i++) {
+		late_tid = late_go = 0;
+		pthread_create(&t, NULL, faults_late, vcpu);
+		while (!late_tid)
+			usleep(100);
+		exits = vcpu_get_stat(vcpu, exits);
+		told = kpt_counters(kpt_dev, id).writes;
+		/* the first is for KVM_RUN, and left when the guest is entered */
+		KPT_OK(kpt_probe_srcu(vm, late_tid, 2));
+		late_go = 1;
+		kpt_probe_wait();
+		if (i < LATE - 1)
+			kpt_run_to(other, i + 1);
+		else
+			kpt_run_done(other);
+		KPT_EQ(kpt_counters(kpt_dev, id).writes, told);
+		KPT_OK(add_range(vm, LATE_GPA(i) >> 12, LATE_PAGES));
+		KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
+		pthread_join(t, NULL);
+		KPT_EQ(*(u64 *)addr_gpa2hva(vm, LATE_GPA(i)), i + 1);
+		/* it was held with the fault: that, and the call of the host */
+		exits = vcpu_get_stat(vcpu, exits) - exits;
+		told = kpt_counters(kpt_dev, id).writes - told;
+		KPT_EQ(told, 1);
+		good += exits == 2;
+	}
+	TEST_ASSERT(good, "never held with the fault");
+	printf("# %d of %d times held with the fault\n", good, LATE);
 	KPT_OK(kpt_unreg(kpt_dev, id));
 	kvm_vm_free(vm);
 }
@@ -438,9 +451,10 @@ int main(void)
 		{ "a range in several memslots", several_memslots },
 		{ "all of a range or nothing", all_or_nothing },
 		{ "bad ranges: -EINVAL", bad_ranges },
-		{ "a block of pages is protected at once", protected_at_once },
 		{ "a range over large pages", large_pages },
 		{ "a fault on its way when a range is added", fault_on_its_way },
+		{ "a fault that comes late when a range is added",
+		  fault_that_comes_late, 120 },
 		{ "ranges, and a guest that writes, at the same time",
 		  at_the_same_time, 120 },
 	};

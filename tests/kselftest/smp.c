@@ -270,18 +270,7 @@ static void add_and_remove(void)
 
 static void add_and_remove_range(void)
 {
-	u64 hits = 0;
-	int i;
-
-	KPT_OK(kpt_probe(KPT_AT_ONCE, KPT_PROBE_COUNT));
-	/* some of them all at once, if that is done at all, and some page by page */
-	for (i = 0; i < (kpt_tdp_mmu() ? 5 : 1) && !hits; i++) {
-		with_windows(KPT_OP_ADD_RANGE, KPT_OP_REMOVE_RANGE, KPT_GFN, NPAGES);
-		hits = kpt_probe_hits();
-	}
-	printf("# %lu ranges were protected at once\n", hits);
-	TEST_ASSERT(!!hits == kpt_tdp_mmu(), "at once, or not");
-	KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
+	with_windows(KPT_OP_ADD_RANGE, KPT_OP_REMOVE_RANGE, KPT_GFN, NPAGES);
 }
 
 static struct kvm_vm *the_vm;

@@ -345,6 +345,35 @@ static void made_here_freed_there(void)
 	kpt_detach();
 }
 
+/* As KVMGT does at every open of a device: one node, never zeroed again. */
+static void registered_again(void)
+{
+	struct kpt_register r = {
+		.type = KPT_NOTIFIER, .flags = KPT_REG_RECORD, .id = -1,
+	};
+	int i;
+
+	kpt_need_c_tracker();
+	make();
+	r.vm_fd = vm->fd;
+	KPT_OK(kpt_add(vm, KPT_GFN + 1));
+	for (i = 0; i < 2; i++) {
+		r.id = kpt_reg_full(kpt_dev, &r);
+		TEST_ASSERT(r.id >= 0, "register, C's turn %d: %d", i, r.id);
+		write_page(1, 1);
+		KPT_OK(kpt_unreg(kpt_dev, r.id));
+		kpt_attach();
+		r.id = kpt_reg_full(kpt_dev, &r);
+		TEST_ASSERT(r.id >= 0, "register, our turn %d: %d", i, r.id);
+		write_page(1, 1);
+		KPT_ERR(kpt_reg_full(kpt_dev, &r), EEXIST);
+		KPT_OK(kpt_unreg(kpt_dev, r.id));
+		write_page(1, 0);
+		kpt_detach();
+	}
+	kvm_vm_free(vm);
+}
+
 static void back_and_forth(void)
 {
 	int id, i;
@@ -390,6 +419,7 @@ static const struct kpt_test tests[] = {
 	  memslots_made_meanwhile },
 	{ "VMs made under one tracker, freed under the other",
 	  made_here_freed_there },
+	{ "one node, registered by turns", registered_again },
 	{ "back and forth", back_and_forth, 120 },
 };
 

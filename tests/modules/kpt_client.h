@@ -274,6 +274,7 @@ enum kpt_probe_op {
 	KPT_PROBE_COUNT,	/* count how often it is called */
 	KPT_PROBE_HOLD,		/* and hold who calls it first, for 10 s at most */
 	KPT_PROBE_SLEEP,	/* the same, but sleeping, for 100 s at most */
+	KPT_PROBE_SLEEP_SRCU,	/* the same of @pid, in @nth call for the VM's srcu */
 	KPT_PROBE_LOOK,		/* only say what has been counted */
 };
 
@@ -286,12 +287,18 @@ enum kpt_probe_op {
  *	ftrace knows (else interrupts are disabled as well).  %KPT_PROBE_SLEEP is for
  *	a function that may sleep, with up to six parameters.  %KPT_PROBE_OFF is
  *	-ETIMEDOUT if somebody was held for as long as that.
+ * @vm_fd: %KPT_PROBE_SLEEP_SRCU: only calls are counted whose first argument is
+ *	kvm->srcu of this VM
+ * @pid: and of this task
+ * @nth: and this one is held; the first is 1
  * @hits: out: how often it was called, for %KPT_PROBE_LOOK and %KPT_PROBE_OFF
  */
 struct kpt_probe {
 	char symbol[64];
 	__u32 op;
-	__u32 pad;
+	__s32 vm_fd;
+	__u32 pid;
+	__u32 nth;
 	__u64 hits;
 };
 

@@ -277,6 +277,8 @@ static DECLARE_WAIT_QUEUE_HEAD(kpt_waitq);
 static atomic64_t kpt_hits;
 static atomic_t kpt_sleepers;
 static bool kpt_hold, kpt_tired;
+static struct kpt_probe kpt_filter;
+static struct kvm *kpt_filter_kvm;
 
 static void kpt_post_handler(struct kprobe *p, struct pt_regs *regs,
 			     unsigned long flags)
@@ -325,7 +327,10 @@ static noinline unsigned long kpt_sleeps(unsigned long a, unsigned long b,
  */
 static int kpt_sleep_handler(struct kprobe *p, struct pt_regs *regs)
 {
-	if (atomic64_inc_return(&kpt_hits) != 1)
+	if (kpt_filter_kvm && (task_pid_nr(current) != kpt_filter.pid ||
+			       regs->di != (unsigned long)&kpt_filter_kvm->srcu))
+		return 0;
+	if (atomic64_inc_return(&kpt_hits) != kpt_filter.nth)
 		return 0;
 	atomic_inc(&kpt_sleepers);
 	regs->ip = (unsigned long)kpt_sleeps;
@@ -345,6 +350,9 @@ static int kpt_probe_off(void)
 	unregister_kprobe(&kpt_kprobe);
 	wait_event(kpt_waitq, !atomic_read(&kpt_sleepers));
 	kpt_symbol[0] = 0;
+	if (kpt_filter_kvm)
+		kvm_put_kvm(kpt_filter_kvm);
+	kpt_filter_kvm = NULL;
 	return READ_ONCE(kpt_tired) ? -ETIMEDOUT : 0;
 }
 
@@ -353,23 +361,35 @@ static int kpt_probe_on(const struct kpt_probe *probe)
 	int r;
 
 	kpt_probe_off();
+	kpt_filter = *probe;
+	if (probe->op == KPT_PROBE_SLEEP_SRCU) {
+		kpt_filter_kvm = kpt_get_kvm(probe->vm_fd);
+		if (!kpt_filter_kvm)
+			return -EBADF;
+	} else {
+		kpt_filter.nth = 1;
+	}
 	strscpy(kpt_symbol, probe->symbol);
 	memset(&kpt_kprobe, 0, sizeof(kpt_kprobe));
 	kpt_kprobe.symbol_name = kpt_symbol;
 	/* so that a handler may change regs->ip: with a post handler nobody jumps */
-	if (probe->op == KPT_PROBE_OCCUPY || probe->op == KPT_PROBE_SLEEP)
+	if (probe->op == KPT_PROBE_OCCUPY || probe->op >= KPT_PROBE_SLEEP)
 		kpt_kprobe.post_handler = kpt_post_handler;
-	if (probe->op == KPT_PROBE_SLEEP)
+	if (probe->op >= KPT_PROBE_SLEEP)
 		kpt_kprobe.pre_handler = kpt_sleep_handler;
 	else if (probe->op != KPT_PROBE_OCCUPY)
 		kpt_kprobe.pre_handler = kpt_spin_handler;
 	atomic64_set(&kpt_hits, 0);
 	WRITE_ONCE(kpt_tired, false);
 	WRITE_ONCE(kpt_hold,
-		   probe->op == KPT_PROBE_HOLD || probe->op == KPT_PROBE_SLEEP);
+		   probe->op == KPT_PROBE_HOLD || probe->op >= KPT_PROBE_SLEEP);
 	r = register_kprobe(&kpt_kprobe);
-	if (r)
+	if (r) {
 		kpt_symbol[0] = 0;
+		if (kpt_filter_kvm)
+			kvm_put_kvm(kpt_filter_kvm);
+		kpt_filter_kvm = NULL;
+	}
 	return r;
 }
 

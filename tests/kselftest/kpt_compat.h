@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Where the selftest libraries of the supported kernels differ.  What is there is
+ * asked of the library's own headers, by the types of its functions.
+ */
+#ifndef KPT_COMPAT_H
+#define KPT_COMPAT_H
+
+#include "svm_util.h"
+
+/*
+ * generic_svm_setup(): some take the top of L2's stack as well, in others it comes
+ * with @svm.  (The casts change nothing: each is of the type that was asked for.)
+ */
+#define kpt_svm_setup(svm, code, stack) _Generic(&generic_svm_setup,	\
+	void (*)(struct svm_test_data *, void *):				\
+		((void (*)(struct svm_test_data *, void *))		\
+		 (void *)generic_svm_setup)(svm, code),			\
+	void (*)(struct svm_test_data *, void *, void *):		\
+		((void (*)(struct svm_test_data *, void *, void *))	\
+		 (void *)generic_svm_setup)(svm, code, stack))
+
+#endif /* KPT_COMPAT_H */
