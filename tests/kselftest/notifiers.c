@@ -7,7 +7,6 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
-#include <poll.h>
 #include <pthread.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -556,8 +555,8 @@ static void unregister_beside_userfaultfd(void)
 	long uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
 	pthread_t runner, helper;
 	struct kvm_vcpu *vcpu;
+	struct uffd_msg msg;
 	struct kvm_vm *vm;
-	struct pollfd pfd;
 	int id[3];
 	u32 i;
 
@@ -572,8 +571,8 @@ static void unregister_beside_userfaultfd(void)
 		id[i] = reg(vm, types[i], 0);
 
 	pthread_create(&runner, NULL, runs_to_its_end, vcpu);
-	pfd = (struct pollfd) { .fd = uffd, .events = POLLIN };
-	KPT_EQ(poll(&pfd, 1, 10000), 1);
+	KPT_EQ(read(uffd, &msg, sizeof(msg)), sizeof(msg));
+	KPT_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
 	missing_page = (struct uffdio_copy) {
 		.src = (u64)page, .dst = area.range.start, .len = 4096,
 	};

@@ -363,10 +363,10 @@ static void fault_on_its_way(void)
 	kvm_vm_free(vm);
 }
 
-/* Each writes the same page when it goes on, a new one every time. */
+/* Each writes the same page when it goes on, in the middle of a new range every time. */
 #define LATE		8
 #define LATE_PAGES	64
-#define LATE_GPA(i)	(KPT_GPA + (i) * LATE_PAGES * 4096ULL)
+#define LATE_OFFSET(i)	((i) * LATE_PAGES * 4096ULL + 5 * 4096)
 
 static void guest_writes_in_turn(void)
 {
@@ -374,7 +374,7 @@ static void guest_writes_in_turn(void)
 
 	for (i = 0; i < LATE; i++) {
 		GUEST_SYNC(i);
-		*(volatile u64 *)(KPT_GVA + i * LATE_PAGES * 4096ULL) = i + 1;
+		*(volatile u64 *)(KPT_GVA + LATE_OFFSET(i)) = i + 1;
 	}
 	GUEST_DONE();
 }
@@ -428,10 +428,10 @@ static void fault_that_comes_late(void)
 		else
 			kpt_run_done(other);
 		KPT_EQ(kpt_counters(kpt_dev, id).writes, told);
-		KPT_OK(add_range(vm, LATE_GPA(i) >> 12, LATE_PAGES));
+		KPT_OK(add_range(vm, KPT_GFN + i * LATE_PAGES, LATE_PAGES));
 		KPT_OK(kpt_probe(NULL, KPT_PROBE_OFF));
 		pthread_join(t, NULL);
-		KPT_EQ(*(u64 *)addr_gpa2hva(vm, LATE_GPA(i)), i + 1);
+		KPT_EQ(*(u64 *)addr_gpa2hva(vm, KPT_GPA + LATE_OFFSET(i)), i + 1);
 		/* it was held with the fault: that, and the call of the host */
 		exits = vcpu_get_stat(vcpu, exits) - exits;
 		told = kpt_counters(kpt_dev, id).writes - told;

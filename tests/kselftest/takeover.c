@@ -356,10 +356,11 @@ static void registered_again(void)
 	kpt_need_c_tracker();
 	make();
 	r.vm_fd = vm->fd;
-	KPT_OK(kpt_add(vm, KPT_GFN + 1));
 	for (i = 0; i < 2; i++) {
 		r.id = kpt_reg_full(kpt_dev, &r);
 		TEST_ASSERT(r.id >= 0, "register, C's turn %d: %d", i, r.id);
+		if (!i)
+			KPT_OK(kpt_add(vm, KPT_GFN + 1));
 		write_page(1, 1);
 		KPT_OK(kpt_unreg(kpt_dev, r.id));
 		kpt_attach();
