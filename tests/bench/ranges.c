@@ -42,12 +42,12 @@ static u64 one_by_one(struct kvm_vm *vm, u32 op)
 	return sum(ticks);
 }
 
-static u64 at_once(struct kvm_vm *vm, u32 op, u32 flags)
+static u64 at_once(struct kvm_vm *vm, u32 op)
 {
 	u64 ticks;
 	struct kpt_bench_run run = {
 		.op = op, .vm_fd = vm->fd, .gfn = BENCH_GFN, .pages = PAGES,
-		.nr = 1, .flags = flags, .ticks = (u64)&ticks,
+		.nr = 1, .ticks = (u64)&ticks,
 	};
 
 	bench_run(&run);
@@ -68,7 +68,7 @@ static bool module_has_ranges(void)
 	return has;
 }
 
-static void with(bool ranges, u32 flags, bool mapped, const char *how)
+static void with(bool ranges, bool mapped, const char *how)
 {
 	u64 adds[TIMES], removes[TIMES], flushes[TIMES];
 	const char *what = mapped ? "mapped" : "unmapped";
@@ -89,10 +89,10 @@ static void with(bool ranges, u32 flags, bool mapped, const char *how)
 			TEST_ASSERT(!madvise(addr_gpa2hva(vm, BENCH_GPA), PAGES * 4096,
 					     MADV_DONTNEED), "madvise: %d", errno);
 		flushes[i] = vm_get_stat(vm, remote_tlb_flush_requests);
-		adds[i] = ranges ? at_once(vm, KPT_BENCH_ADD_RANGE, flags) :
+		adds[i] = ranges ? at_once(vm, KPT_BENCH_ADD_RANGE) :
 				   one_by_one(vm, KPT_BENCH_ADD);
 		flushes[i] = vm_get_stat(vm, remote_tlb_flush_requests) - flushes[i];
-		removes[i] = ranges ? at_once(vm, KPT_BENCH_REMOVE_RANGE, flags) :
+		removes[i] = ranges ? at_once(vm, KPT_BENCH_REMOVE_RANGE) :
 				      one_by_one(vm, KPT_BENCH_REMOVE);
 	}
 	bench_row("insn", adds, TIMES, 1, "1,000 %s pages: add, %s", what, how);
@@ -106,11 +106,9 @@ static void with(bool ranges, u32 flags, bool mapped, const char *how)
 void bench_ranges(void)
 {
 	bench_why = "timer interrupts";
-	with(false, 0, true, "one by one");
+	with(false, true, "one by one");
 	if (bench_rust && !module_has_ranges())
 		return;
-	with(bench_rust, 0, true, "as a range");
-	with(bench_rust, KPT_BENCH_BUSY, true,
-	     "as a range, while an exit is handled");
-	with(bench_rust, 0, false, "as a range");
+	with(bench_rust, true, "as a range");
+	with(bench_rust, false, "as a range");
 }

@@ -248,21 +248,17 @@ static int bench_module_range(struct kvm *kvm, struct kpt_bench_run *run,
 	bench_range_fn *fn = __symbol_get(symbol);
 	struct bench_clock clock;
 	gfn_t gfn = run->gfn;
-	int i, r = 0, idx = 0;
+	int i, r = 0;
 
 	if (!fn)
 		return -ENOENT;
 
 	static_call_update(bench_range, fn);
-	if (run->flags & KPT_BENCH_BUSY)
-		idx = srcu_read_lock(&kvm->srcu);
 	for (i = 0; i < run->nr && !r; i++, gfn += run->step) {
 		bench_start(&clock);
 		r = static_call(bench_range)(kvm, gfn, run->pages, 0);
 		ticks[i] = bench_stop(&clock);
 	}
-	if (run->flags & KPT_BENCH_BUSY)
-		srcu_read_unlock(&kvm->srcu, idx);
 	static_call_update(bench_range, bench_no_range);
 	__symbol_put(symbol);
 	return r;

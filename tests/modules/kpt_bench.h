@@ -42,8 +42,6 @@ enum kpt_bench_op {
 };
 
 #define KPT_BENCH_NO_SLOT	(1U << 0)	/* READ: pass slot = NULL */
-/* Ranges: in a read section of kvm->srcu, as if a vCPU was handling an exit. */
-#define KPT_BENCH_BUSY		(1U << 1)
 
 /**
  * struct kpt_bench_run - call a function and say how long each call took
@@ -54,7 +52,7 @@ enum kpt_bench_op {
  * @nr: number of samples
  * @pages: ranges: their length
  * @as_id: READ: the address space whose memslot is asked about
- * @flags: KPT_BENCH_NO_SLOT, KPT_BENCH_BUSY
+ * @flags: KPT_BENCH_NO_SLOT
  * @result: out: READ: what it returned, the same in all calls
  * @ticks: address of @nr __u64: ticks of each sample
  */
