@@ -51,6 +51,10 @@ shopt -s nullglob
 for ko in "$KPT_TOP"/build/module/*.ko "$KPT_TOP"/build/tests/modules/*.ko; do
 	strip -g -o "$tree/modules/$(basename "$ko")" "$ko"
 done
+mkdir "$tree/modules/wrong_shift"
+for ko in "$KPT_TOP"/build/tests/wrong_shift/out/*.ko; do
+	strip -g -o "$tree/modules/wrong_shift/$(basename "$ko")" "$ko"
+done
 # ELF programs only: objects and dependency files lie beside them
 programs() {
 	local to=$1 f

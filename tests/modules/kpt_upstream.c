@@ -28,7 +28,7 @@ static struct kvm_page_track_notifier_node node = {
 
 static int __init upstream_init(void)
 {
-	if (kvm_page_track_register_notifier(NULL, &node) != -EINVAL ||
+	if (kvm_page_track_register_notifier(NULL, &node) != -ESRCH ||
 	    kvm_write_track_add_gfn(NULL, 0) != -EINVAL ||
 	    kvm_write_track_remove_gfn(NULL, 0) != -EINVAL)
 		return -EIO;
