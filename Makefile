@@ -14,7 +14,7 @@ MODULE_OUT := $(OUT)/module
 JOBS ?= $(shell nproc)
 SHELL := /bin/bash
 
-.PHONY: test-long debug-kernel test-debug test-upstream mutants matrix
+.PHONY: test-long debug-kernel test-debug test-upstream mutants matrix matrix-build
 .PHONY: bench bench-build bench-check
 .PHONY: all module tests-build demo-build test demo check shell setup update \
 	deb test-deb initramfs clean distclean help
@@ -131,6 +131,10 @@ test-upstream: setup
 matrix:
 	@scripts/matrix.sh
 
+# Module, tests and bench built for every kernel of the matrix.
+matrix-build:
+	@scripts/matrix.sh --build
+
 # Breaks the module in every way of tests/mutants.list and sees who notices.
 mutants: setup
 	@scripts/mutants.sh
@@ -187,6 +191,7 @@ help:
 	@echo '                failing in turn; FLAVOUR=kcsan: data races'
 	@echo 'make matrix     the kselftests on every supported kernel (an hour and more); a table'
 	@echo '                MATRIX="amd64 cloud-amd64 rt-amd64 sid": only these; VM="...", T='
+	@echo 'make matrix-build  only build everything for every supported kernel; MATRIX='
 	@echo 'make mutants    breaks the module on purpose: do the tests notice?'
 	@echo 'make bench      what the C tracker and the module cost, in instructions and'
 	@echo '                bytes, side by side: table, build/bench/results.json and .svg'

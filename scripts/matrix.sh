@@ -9,6 +9,7 @@
 #
 # MATRIX="sid rt-amd64" runs only these; VM="nested intel-ept" only these
 # machines (of scripts/test.sh) on each; T=GLOB only programs that match.
+# With --build nothing runs: the module, the tests and the bench are built.
 #
 # One kernel after the other: set up, built and run in a copy of the clone as it
 # is at the start, build/matrix/KERNEL, where its logs are found.  A kernel that cannot be set up
@@ -21,6 +22,12 @@ set -euo pipefail
 
 cd "$KPT_TOP"
 read -ra kernels <<<"${MATRIX:-amd64 cloud-amd64 rt-amd64 sid}"
+build_only=
+case ${1:-} in
+"") ;;
+--build) build_only=1 ;;
+*) die "usage: matrix.sh [--build]" ;;
+esac
 out=$KPT_TOP/build/matrix
 mkdir -p "$out"
 exec 11>"$out/.lock"
@@ -29,7 +36,9 @@ flock -n 11 || die "another make matrix is running in this clone"
 # The machines of a kernel.  Intel's are a processor that takes long to emulate:
 # one kernel is enough for them.
 machines() {
-	if [ -n "${VM:-}" ]; then
+	if [ -n "$build_only" ]; then
+		echo build
+	elif [ -n "${VM:-}" ]; then
 		echo "$VM"
 	elif [ "$1" = amd64 ] && grep -q '^	intel-' scripts/test.sh; then
 		echo nested shadow intel-ept intel-shadow
@@ -70,6 +79,20 @@ run_kernel() {
 		return
 	fi
 	release=$("$dir/scripts/in-root.sh" cat /kernel/release)
+	if [ -n "$build_only" ]; then
+		f=0
+		"$dir/scripts/in-root.sh" make --no-print-directory module tests-build bench-build \
+			>"$dir/build.log" 2>&1 || f=1
+		if [ "$f" -eq 0 ]; then
+			echo "ok    [$kernel] module, tests and bench build for $release"
+		else
+			tail -n 30 "$dir/build.log"
+			echo "FAIL  [$kernel] does not build for $release, see build/matrix/$kernel/build.log" |
+				tee -a "$out/bad"
+		fi
+		row "$kernel" "$release" build $((1 - f)) "$f" 0 $((SECONDS - start))
+		return
+	fi
 	VM="${vms[*]}" "$dir/scripts/test.sh" 2>&1 | tee "$dir/test.log" | sed -u "s/^/[$kernel] /" || true
 	if grep -q '^FAIL  build' "$dir/test.log"; then
 		row "$kernel" "$release" build 0 1 0 $((SECONDS - start))
