@@ -69,7 +69,7 @@ global_lock! {
 ///
 /// A VM is counted under the `mmu_lock` under which it gets its entry, so whoever has taken that lock after
 /// he found the entry sees it counted: who has counted a page, or linked a notifier or client.
-static KYESN: Atomic<u64> = Atomic::new(0);
+static KNOWN: Atomic<u64> = Atomic::new(0);
 
 /// Sets up the table.
 ///
@@ -230,7 +230,7 @@ pub(crate) fn has_client_node(mmu: &MmuWrite<'_>, node: &Node) -> bool {
 /// Whether the module knows a VM: a cheap no where it knows none. Any context.
 #[inline(always)]
 pub(crate) fn is_known(kvm: &Kvm) -> bool {
-    load(&KYESN) != 0 && find(kvm).is_some()
+    load(&KNOWN) != 0 && find(kvm).is_some()
 }
 
 /// What the module knows of a VM. Any context.
@@ -258,7 +258,7 @@ pub(crate) fn find_or_claim<'k>(mmu: &MmuWrite<'k>) -> Option<&'k Vm> {
     }
     // Nobody else claims one for this VM meanwhile, but perhaps this one for another VM.
     let vm = unused.filter(|vm| cmpxchg(&vm.key, 0, key) == 0)?;
-    increment(&KYESN);
+    increment(&KNOWN);
     Some(vm)
 }
 
@@ -273,7 +273,7 @@ pub(crate) fn find_or_claim_only<'k>(mmu: &MmuWrite<'k>) -> Option<&'k Vm> {
     // As above. Entries that come meanwhile come before it, and none of them becomes this VM's.
     match cmpxchg(&vm.key, 0, key) {
         0 => {
-            increment(&KYESN);
+            increment(&KNOWN);
             Some(vm)
         }
         owner if owner == key => {
@@ -342,7 +342,7 @@ pub(crate) unsafe fn destroyed(kvm: &Kvm) {
         // If they still pin the module, it stays pinned: whoever registered them has yet to call us.
         store(&vm.pinned, NO);
         vm.key.store(0, Release);
-        KYESN.fetch_sub(1, Relaxed);
+        KNOWN.fetch_sub(1, Relaxed);
     }
 }
 

@@ -13,10 +13,8 @@ set -euo pipefail
 # often at most: the callbacks of other modules' notifiers and clients (code that
 # has ENDBR), and the kernel's formatting.
 declare -A allowed=(
-	["page_track::notifier::tell_written"]=1
-	["page_track::notifier::tell_all"]=2
-	["page_track::notifier::region_removed"]=1
-	["page_track::notifier::tell_all_removed"]=3
+	["page_track::notifier::tell_written"]=2
+	["page_track::notifier::region_removed"]=2
 	["<page_track::notifier_list::Client>::track_move_region"]=1
 	# core::fmt::Formatter's output, a trait object
 	["page_track::debugfs::show_vms"]=1
