@@ -90,9 +90,7 @@ impl PerVm {
 #[inline(always)]
 pub(crate) fn list_srcu(kvm: &Kvm) -> Option<NonNull<bindings::srcu_struct>> {
     // SAFETY: Part of the VM; only the address is taken.
-    NonNull::new(unsafe {
-        addr_of_mut!((*kvm.as_ptr()).arch.track_notifier_head.track_srcu)
-    })
+    NonNull::new(unsafe { addr_of_mut!((*kvm.as_ptr()).arch.track_notifier_head.track_srcu) })
 }
 
 /// KVM's own list of a VM (`kvm->arch.track_notifier_head`): C serves its nodes before insmod and

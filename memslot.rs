@@ -9,9 +9,7 @@
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `kvm_alloc_memslot_metadata()` in `x86.c`.
 
 use crate::guard;
-use crate::kvm::{
-    self, Counter, Gfn, Kvm, Memslot, MmuWrite, NewSlot, Page, Slots, VcpuSection,
-};
+use crate::kvm::{self, Counter, Gfn, Kvm, Memslot, MmuWrite, NewSlot, Page, Slots, VcpuSection};
 use crate::{notifier, owners, provider, vm};
 use kernel::prelude::*;
 

@@ -273,7 +273,9 @@ pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
 pub(crate) fn all_follow_moves(kvm: &Kvm) -> bool {
     let mut all = !Notifiers::of(kvm).any();
     if let Some(lists) = ListSection::enter(kvm) {
-        lists.clients().for_each(|client| all &= client.follows_moves());
+        lists
+            .clients()
+            .for_each(|client| all &= client.follows_moves());
     }
     all
 }

@@ -9,11 +9,10 @@
  * kvm_page_track.ko's.
  *
  * Contexts.  Unless a function says otherwise it may sleep, and is called
- * without kvm->mmu_lock or kvm->slots_arch_lock.  Register and unregister are
- * called outside kvm->srcu read sections as well, all others inside or outside.
- * Unregister waits for a grace period of kvm->srcu, as KVM does when memslots
- * change: it may be called with kvm->lock or kvm->slots_lock held, but not with a
- * lock that a vCPU takes in KVM_RUN, such as the mmap_lock of its process.
+ * without kvm->mmu_lock or kvm->slots_arch_lock.  Register is called
+ * outside kvm->srcu read sections as well, all others inside or outside.
+ * Unregister waits for callbacks of that VM that run, and for nothing else; but a
+ * callback that reads guest memory may wait for user space (userfaultfd).
  * The caller keeps @kvm alive across the call (kvm_get_kvm()), and does not
  * register one notifier or client with two VMs at the same moment.
  *
@@ -30,13 +29,24 @@
  *                callbacks and kvm->srcu read sections (KVM waits for those before
  *                it goes on); or the module is going away, which it does not while
  *                a client is registered (the next call of upstream's functions is
- *                KVM's own, where KVM has them)
- *   -ESRCH       register: the caller's mm is not the VM's
+ *                KVM's own, where KVM has them).  kvm_write_track_{add,remove}_gfn()
+ *                say so only if the VM has no notifier of upstream's: else a
+ *                memslot does not move, and counts change as in C
+ *   -ESRCH       register: the caller's mm is not the VM's;
+ *                kvm_page_track_register_notifier() also: @kvm is NULL
  *   -EEXIST      register: registered already, with this VM or (through
  *                kvm_page_track.ko) another
  *   -EOPNOTSUPP  the VM's writes cannot be emulated or its memory is private
- *                (SEV, SEV-ES, SNP, TDX, software-protected VMs).  Asked at every
- *                call but the registration of a VM's further notifiers
+ *                (SEV, SEV-ES, SNP, TDX, software-protected VMs): asked at every
+ *                add, and when a VM gets its first notifier or a client.  The
+ *                memslot is one of a guest_memfd.  Or KVM keeps its own records
+ *                elsewhere than the module expects (the kernel log says so), and
+ *                may shadow page tables of the VM
+ *
+ * Upstream's names where KVM has them, too: kvm_write_track_add_gfn() may return
+ * -ENOMEM, which C never does.  C allocates the counters of all of the VM's memory
+ * when its first notifier registers, we those of one memslot when its first page
+ * is added.
  */
 #ifndef _KVM_PAGE_TRACK_H
 #define _KVM_PAGE_TRACK_H
@@ -47,8 +57,9 @@
 
 /**
  * enum kvm_page_track_mode - what is tracked
- * @KVM_PAGE_TRACK_WRITE: guest writes.  The page is mapped read-only, and
- *	never by a large page, as long as its count is above zero.
+ * @KVM_PAGE_TRACK_WRITE: guest writes.  As long as its count is above zero the
+ *	page is mapped read-only.  It gets no new mapping by a large page; one that is
+ *	there is made read-only, and split by the next write.
  */
 enum kvm_page_track_mode {
 	KVM_PAGE_TRACK_WRITE,
@@ -84,7 +95,8 @@ struct kpt_notifier_node {
  * @n: valid until kvm_page_track_unregister_notifier() returns; its callbacks are
  *	those of &struct kvm_page_track_client.  It cannot follow a memslot.
  *
- * Return: 0, -EINVAL, -ESRCH, -EEXIST, -EOPNOTSUPP, -ENOMEM, -EAGAIN.
+ * Return: 0, -EINVAL, -ESRCH (also if @kvm is NULL), -EEXIST, -EOPNOTSUPP, -ENOMEM,
+ * -EAGAIN.
  */
 int kvm_page_track_register_notifier(struct kvm *kvm,
 				     struct kvm_page_track_notifier_node *n);
@@ -101,6 +113,10 @@ void kvm_page_track_unregister_notifier(struct kvm *kvm,
  * kvm_write_track_add_gfn() - kvm_page_track_add_page(), under upstream's name
  * @kvm: the VM
  * @gfn: guest frame number, in a memslot of address space 0
+ *
+ * While the VM has a notifier of upstream's this works on a memslot that is about to
+ * be moved or deleted as well, as in C: then it is not moved, and a count in one that
+ * is deleted goes with it.
  *
  * Return: 0, -EINVAL, -EOVERFLOW, -ENOMEM, -EAGAIN, -EOPNOTSUPP.
  */
@@ -137,8 +153,8 @@ int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
  * (its shadow page tables; but for a write just when KVM begins to shadow the
  * page).
  *
- * Callbacks run in task context in a read section of kvm->srcu, without
- * kvm->mmu_lock, and may sleep, but not wait for a grace period of kvm->srcu.
+ * Callbacks run in task context, without kvm->mmu_lock, and may sleep.  track_write
+ * runs in a read section of kvm->srcu, so it must not wait for a grace period of that.
  * track_write and track_remove_region may add and remove pages.
  * track_remove_region runs under kvm->slots_lock, track_move_region under that
  * and kvm->slots_arch_lock: in it the moving memslot's pages can be neither added
@@ -169,8 +185,8 @@ struct kvm_page_track_client {
  * kvm_page_track.ko until the client is unregistered.
  *
  * Context: takes cpus_read_lock(), so neither kvm_lock, kvm->slots_lock nor a lock
- * that is taken when a processor comes or goes may be held; and as
- * all that registers not from a callback, which is in a section of kvm->srcu.
+ * that is taken when a processor comes or goes may be held; and as all that registers
+ * not from track_write, which is in a section of kvm->srcu.
  *
  * Return: 0, -EINVAL, -ESRCH, -EEXIST, -EOPNOTSUPP, -ENOMEM, -EAGAIN.
  */
@@ -228,12 +244,12 @@ int kvm_page_track_remove_page(struct kvm *kvm, gfn_t gfn,
  * @nr: number of pages, at least 1, every one in some memslot of address space 0
  * @mode: %KVM_PAGE_TRACK_WRITE
  *
- * All of the pages are added, or none.  TLBs are flushed once, perhaps also if no page
- * was mapped; more often if somebody waits for kvm->mmu_lock or the processor meanwhile:
+ * All of the pages are added, or none.  TLBs are flushed once if a page was mapped
+ * writable; more often if somebody waits for kvm->mmu_lock or the processor meanwhile:
  * the lock is held for a bounded number of pages then.  (Only if others add or remove
  * pages of the range in such a moment, so that it has to be refused half-way, are
  * some pages tracked for a while that then are not.)  Pages of the range may be added
- * and removed one by one as well.  A callback may call this; it is slower there.
+ * and removed one by one as well.  A callback may call this.
  *
  * Return: 0, -EINVAL, -EOVERFLOW, -ENOMEM, -EAGAIN, -EOPNOTSUPP.
  */
