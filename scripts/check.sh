@@ -170,8 +170,8 @@ dkms_check() {
 	mkdir -p "$work"
 	# DKMS's own question
 	passed_over() (
-		# shellcheck disable=SC2034 # dkms.conf reads it
-		kernel_config=$config BUILD_EXCLUSIVE_KERNEL=''
+		# shellcheck disable=SC2034 # dkms.conf reads them
+		kernel_config=$config kernelver=6.0 arch=x86_64 BUILD_EXCLUSIVE_KERNEL=''
 		# shellcheck source=dkms.conf
 		. ./dkms.conf
 		[[ -z $BUILD_EXCLUSIVE_KERNEL || 6.0 =~ $BUILD_EXCLUSIVE_KERNEL ]] || return 0
@@ -187,17 +187,20 @@ dkms_check() {
 	passed_over && { echo "DKMS passes over this kernel"; return 1; }
 	config=$work/config
 	# X86_64 is BUILD_EXCLUSIVE_ARCH
+	# shellcheck disable=SC2016 # make's, not the shell's
+	sed -n 's/^$(call kpt-need,//p' requirements.mk >"$work/needs"
 	while IFS=, read -r option value _; do
 		for other in y m n; do
-			[ "$other" != "$value" ] && [ "$option" != CONFIG_X86_64 ] || continue
+			if [ "$other" = "$value" ] || [ "$option" = CONFIG_X86_64 ]; then
+				continue
+			fi
 			# a boolean is never m
 			[ "$other" != m ] || [ "$value" = m ] || continue
 			grep -v "^$option=" "$KDIR/.config" >"$config"
 			[ "$other" = n ] || echo "$option=$other" >>"$config"
 			passed_over || { echo "DKMS does not pass over $option=$other"; bad=1; }
 		done
-	# shellcheck disable=SC2016 # make's, not the shell's
-	done < <(sed -n 's/^$(call kpt-need,//p' requirements.mk)
+	done <"$work/needs"
 	return $bad
 }
 

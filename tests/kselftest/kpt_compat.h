@@ -10,14 +10,15 @@
 
 /*
  * generic_svm_setup(): some take the top of L2's stack as well, in others it comes
- * with @svm.  (The casts change nothing: each is of the type that was asked for.)
+ * with @svm.  (Of the two calls one is made, that of the function's own type.)
  */
-#define kpt_svm_setup(svm, code, stack) _Generic(&generic_svm_setup,	\
-	void (*)(struct svm_test_data *, void *):				\
-		((void (*)(struct svm_test_data *, void *))		\
-		 (void *)generic_svm_setup)(svm, code),			\
-	void (*)(struct svm_test_data *, void *, void *):		\
-		((void (*)(struct svm_test_data *, void *, void *))	\
+#define kpt_svm_setup(svm, code, stack)						\
+	__builtin_choose_expr(							\
+		__builtin_types_compatible_p(typeof(generic_svm_setup),		\
+			void (struct svm_test_data *, void *)),			\
+		((void (*)(struct svm_test_data *, void *))			\
+		 (void *)generic_svm_setup)(svm, code),				\
+		((void (*)(struct svm_test_data *, void *, void *))		\
 		 (void *)generic_svm_setup)(svm, code, stack))
 
 #endif /* KPT_COMPAT_H */
