@@ -800,17 +800,28 @@ impl Memslot {
         unsafe { (*self.as_ptr()).as_id }
     }
 
-    /// Whether the emulator can write the memslot's memory: not that of a guest_memfd, for which the host
-    /// has no mapping.
-    pub(crate) fn is_writable_by_host(&self) -> bool {
-        // SAFETY: As in `base_gfn`; KVM does not change the flag.
-        unsafe { (*self.as_ptr()).flags & bindings::KPT_SLOT_GUEST_MEMFD == 0 }
+    #[inline(always)]
+    fn has_flags(&self, any_of: u32) -> bool {
+        // SAFETY: As in `base_gfn`; KVM sets flags on a copy before that becomes visible.
+        unsafe { (*self.as_ptr()).flags & any_of != 0 }
     }
 
     /// Whether the memslot is about to be moved or deleted.
+    #[inline(always)]
     pub(crate) fn is_invalid(&self) -> bool {
-        // SAFETY: As in `base_gfn`; KVM sets the flag on a copy before that becomes visible.
-        unsafe { (*self.as_ptr()).flags & bindings::KPT_SLOT_INVALID != 0 }
+        self.has_flags(bindings::KPT_SLOT_INVALID)
+    }
+
+    /// Whether its memory is in a guest_memfd: the host has no mapping of it that the emulator could write.
+    #[inline(always)]
+    pub(crate) fn is_guest_memfd(&self) -> bool {
+        self.has_flags(bindings::KPT_SLOT_GUEST_MEMFD)
+    }
+
+    /// Whether it is one or the other: one question for what is so rarely.
+    #[inline(always)]
+    pub(crate) fn is_special(&self) -> bool {
+        self.has_flags(bindings::KPT_SLOT_INVALID | bindings::KPT_SLOT_GUEST_MEMFD)
     }
 
     /// Whether the memslot has reverse mappings: where KVM has no TDP MMU from the beginning (it makes them

@@ -31,22 +31,19 @@ fn changeable_in<'s>(kvm: &Kvm, slot: &'s Memslot, gfn: Gfn) -> Result<Page<'s>>
 
 #[inline(always)]
 fn unless_invalid<'s>(kvm: &Kvm, page: Page<'s>) -> Result<Page<'s>> {
-    unless_refused(kvm, page)?;
-    if page.slot().is_invalid() {
+    owners::know(kvm)?;
+    if page.slot().is_special() {
+        unless_guest_memfd(page)?;
         return Err(EAGAIN);
     }
     Ok(page)
 }
 
-/// What is refused for good.
-#[inline(always)]
-fn unless_refused(kvm: &Kvm, page: Page<'_>) -> Result {
-    owners::know(kvm)?;
-    if page.slot().is_writable_by_host() {
-        Ok(())
-    } else {
-        Err(eopnotsupp())
+fn unless_guest_memfd(page: Page<'_>) -> Result {
+    if page.slot().is_guest_memfd() {
+        return Err(eopnotsupp());
     }
+    Ok(())
 }
 
 /// Tracks guest writes to a page (`kvm_page_track_add_page()`). Sleeps.
@@ -54,6 +51,7 @@ fn unless_refused(kvm: &Kvm, page: Page<'_>) -> Result {
 /// # Errors
 ///
 /// `EOPNOTSUPP`, `EINVAL`, `EAGAIN`, `ENOMEM`, `EOVERFLOW`.
+#[inline(always)]
 pub(crate) fn add(kvm: &Kvm, gfn: Gfn) -> Result {
     if !kvm.can_track() {
         return Err(eopnotsupp());
@@ -161,6 +159,7 @@ pub(crate) fn add_locked(
 /// # Errors
 ///
 /// `EOPNOTSUPP`, `EINVAL`, `EAGAIN`, `ENOENT`.
+#[inline(always)]
 pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
     let section = kvm.read_slots();
     let page = changeable(section.slots(), gfn)?;
@@ -242,7 +241,8 @@ fn while_invalid(
     }
     let slot = locked.find(0, gfn).ok_or(EINVAL)?;
     let page = slot.page(gfn).ok_or(EINVAL)?;
-    unless_refused(kvm, page)?;
+    owners::know(kvm)?;
+    unless_guest_memfd(page)?;
     locked.alloc_counters(slot)?;
     change(section.slots(), page)
 }
