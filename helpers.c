@@ -215,14 +215,14 @@ void *kpt_alloc_counters(unsigned long npages)
 	return __vcalloc(npages, sizeof(u16), GFP_KERNEL_ACCOUNT);
 }
 
-/* sev_guest() of kvm-amd, which has made every VM where there is SVM. */
-bool KPT_DIRECT kpt_is_sev_guest(struct kvm *kvm)
+unsigned long kpt_sev_active __ro_after_init;
+
+void kpt_find_sev_active(void)
 {
 #ifdef CONFIG_KVM_AMD_SEV
-	return cpu_feature_enabled(X86_FEATURE_SVM) &&
-	       READ_ONCE(to_kvm_svm(kvm)->sev_info.active);
-#else
-	return false;
+	/* Where there is SVM every VM is kvm-amd's. */
+	if (boot_cpu_has(X86_FEATURE_SVM))
+		kpt_sev_active = offsetof(struct kvm_svm, sev_info.active);
 #endif
 }
 
@@ -234,7 +234,7 @@ bool kpt_unit_make_sev(struct kvm *kvm)
 {
 #ifdef CONFIG_KVM_AMD_SEV
 	to_kvm_svm(kvm)->sev_info.active = true;
-	return cpu_feature_enabled(X86_FEATURE_SVM);
+	return boot_cpu_has(X86_FEATURE_SVM);
 #else
 	return false;
 #endif

@@ -54,7 +54,12 @@ struct kvm_memory_slot *kpt_next_slot(const struct kvm_memslots *slots,
 				      const struct kvm_memory_slot *slot);
 struct kvm_memory_slot *kpt_inactive_slot(struct kvm *kvm, int as_id, int id);
 void *kpt_alloc_counters(unsigned long npages);
-bool KPT_DIRECT kpt_is_sev_guest(struct kvm *kvm);
+/*
+ * How far into a VM is the bool that sev_guest() of kvm-amd asks; 0 if there is none.
+ * Set once, by kpt_find_sev_active().
+ */
+extern unsigned long kpt_sev_active;
+void kpt_find_sev_active(void);
 extern const size_t kpt_unit_vm_size;
 bool kpt_unit_make_sev(struct kvm *kvm);
 

@@ -96,6 +96,12 @@ pub(crate) fn reschedule() {
     unsafe { bindings::kpt_cond_resched() };
 }
 
+/// Finds what [`Kvm::can_track`] asks. To be called once, before anything is attached.
+pub(crate) fn init() {
+    // SAFETY: Nobody asks yet.
+    unsafe { bindings::kpt_find_sev_active() };
+}
+
 /// A VM (`struct kvm`).
 ///
 /// # Invariants
@@ -148,7 +154,9 @@ impl Kvm {
     /// made the old way (`KVM_SEV_INIT`), as VMs of the default type, which have neither.
     pub(crate) fn can_track(&self) -> bool {
         let kvm = self.as_ptr();
-        // SAFETY: By the type invariant. Single bytes, set when the VM is created or made an SEV guest.
+        // SAFETY: By the type invariant. Single bytes, set when the VM is created or made an SEV guest;
+        // the last is a part of what kvm-amd has around `struct kvm`, where the offset is not zero, which
+        // was set before anybody asks.
         unsafe {
             const _: () = assert!(bindings::KVM_X86_DEFAULT_VM == 0);
             let arch = addr_of!((*kvm).arch);
@@ -156,7 +164,8 @@ impl Kvm {
                 | u8::from((*arch).has_private_mem)
                 | u8::from((*arch).has_protected_state)
                 == 0
-                && !bindings::kpt_is_sev_guest(kvm)
+                && (bindings::kpt_sev_active == 0
+                    || !read_once(kvm.byte_add(bindings::kpt_sev_active).cast::<bool>()))
         }
     }
 

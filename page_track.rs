@@ -68,6 +68,7 @@ impl kernel::Module for PageTrack {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         // SAFETY: Module init runs once, and these are its first statements.
         unsafe { vm::init() };
+        kvm::init();
         kvm_functions::connect()?;
         if let Err(e) = mmu_hooks::attach() {
             // SAFETY: Nothing is attached any more, and no other module has found our symbols.
