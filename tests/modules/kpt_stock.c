@@ -314,6 +314,12 @@ static noinline unsigned long kpt_sleeps(unsigned long a, unsigned long b,
 {
 	kpt_fn_t function = (kpt_fn_t)READ_ONCE(kpt_kprobe.addr);
 
+	/* A vCPU also enters a section of kvm->srcu when it is scheduled out. */
+	if (!preemptible()) {
+		atomic64_dec(&kpt_hits);
+		atomic_dec(&kpt_sleepers);
+		return function(a, b, c, d, e, f);
+	}
 	if (!wait_event_killable_timeout(kpt_waitq, !READ_ONCE(kpt_hold), 100 * HZ))
 		WRITE_ONCE(kpt_tired, true);
 	if (atomic_dec_and_test(&kpt_sleepers))
@@ -348,7 +354,9 @@ static int kpt_probe_off(void)
 	WRITE_ONCE(kpt_hold, false);
 	wake_up_all(&kpt_waitq);
 	unregister_kprobe(&kpt_kprobe);
-	wait_event(kpt_waitq, !atomic_read(&kpt_sleepers));
+	/* who could not sleep wakes nobody */
+	while (atomic_read(&kpt_sleepers))
+		wait_event_timeout(kpt_waitq, !atomic_read(&kpt_sleepers), HZ / 10);
 	kpt_symbol[0] = 0;
 	if (kpt_filter_kvm)
 		kvm_put_kvm(kpt_filter_kvm);
