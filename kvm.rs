@@ -526,6 +526,11 @@ pub(crate) struct SlotsArchLocked<'s> {
 }
 
 impl SlotsArchLocked<'_> {
+    /// The right by which the lock was taken.
+    pub(crate) fn slots(&self) -> Slots<'_> {
+        self.slots
+    }
+
     /// Finds a memslot again, now that it cannot be replaced.
     pub(crate) fn find(&self, as_id: u16, gfn: Gfn) -> Option<&Memslot> {
         self.slots.find(as_id, gfn)
@@ -1331,7 +1336,7 @@ mod tests {
             assert!(kvm.can_track());
             // SAFETY: The VM is ours.
             unsafe {
-                // What SEV sets, where there is SEV; and no inhibit of AVIC's.
+                // What SEV sets, where there is SEV.
                 let sev = bindings::kpt_unit_make_sev(kvm.as_ptr());
                 assert_eq!(kvm.can_track(), !sev);
             }

@@ -146,7 +146,7 @@ pub(crate) fn unregister(kvm: &Kvm, node: &Node) {
 /// Hands every VM with notifiers that pin us over to C, if C can track, before a forced unload. Sleeps.
 pub(crate) fn hand_over_all() {
     vm::for_each(|kvm, vm| {
-        // `prepare` makes the entry before it asks whether we are going away, and says under the lock that
+        // `register_slow` makes the entry before it asks whether we are going away, and says under the lock that
         // it has pinned us; we are said to be going away before we look for entries. So whoever got a
         // pin is found here.
         let pins = {

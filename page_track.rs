@@ -12,7 +12,7 @@
 //! [`owners`] knows which counts are not KVM's, [`vm`] what belongs to which VM. [`provider`] is what
 //! differs between a KVM that tracks for other modules and one that does not. The edges to C are
 //! [`provider`], [`kvm`], [`notifier_list`], [`clients`], [`inline_atomic`], [`guard`], [`module_pin`],
-//! [`ftrace`], [`kvm_symbols`], [`kvm_functions`], [`mmu_hooks`], [`debugfs`] and [`abi`], and [`vm`] is
+//! [`srcu`], [`ftrace`], [`kvm_symbols`], [`kvm_functions`], [`mmu_hooks`], [`debugfs`] and [`abi`], and [`vm`] is
 //! a table that is read without a lock. Of the rest only [`notifier`] and [`memslot`] say `unsafe`, where
 //! a reference is taken across a function, and where counters change hands.
 

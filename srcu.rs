@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Read sections of SRCU structures that C has set up: KVM's, and that of the text guard.
+//! Read sections of SRCU structures that C has set up: KVM's, that of the text guard, and those of
+//! VMs' lists where KVM has none.
 //!
 //! C source: `include/linux/srcu.h`.
 

@@ -11,7 +11,7 @@
 use crate::guard;
 use crate::inline_atomic::smp_mb;
 use crate::kernel_api::eopnotsupp;
-use crate::kvm::{Counter, Gfn, Kvm, Memslot, MmuWrite, Page, Slots};
+use crate::kvm::{Counter, Gfn, Kvm, Memslot, MmuWrite, Page, Slots, SlotsArchLocked};
 use crate::{memslot, notifier, owners, vm};
 use kernel::prelude::*;
 
@@ -194,9 +194,11 @@ pub(crate) fn remove_locked(mmu: &MmuWrite<'_>, page: Page<'_>, counter: Counter
 /// As [`add`]; `EAGAIN` only if the VM has no notifier of upstream's.
 pub(crate) fn add_as_upstream(kvm: &Kvm, gfn: Gfn) -> Result {
     match add(kvm, gfn) {
-        Err(e) if e == EAGAIN => while_invalid(kvm, gfn, |slots, page| {
+        Err(e) if e == EAGAIN => while_invalid(kvm, gfn, |locked, page| {
+            vm::find_or_create(kvm)?;
+            locked.alloc_counters(page.slot())?;
             let counter = page.counter().ok_or(ENOMEM)?;
-            add_and_flush(slots, &kvm.lock_mmu(), page, counter)
+            add_and_flush(locked.slots(), &kvm.lock_mmu(), page, counter)
         }),
         result => result,
     }
@@ -226,25 +228,25 @@ pub(crate) fn remove_as_upstream(kvm: &Kvm, gfn: Gfn) -> Result {
 fn while_invalid(
     kvm: &Kvm,
     gfn: Gfn,
-    change: impl FnOnce(Slots<'_>, Page<'_>) -> Result,
+    change: impl FnOnce(&SlotsArchLocked<'_>, Page<'_>) -> Result,
 ) -> Result {
-    if vm::find(kvm).is_some_and(|vm| vm.in_move_callback()) {
-        // This very task holds `slots_arch_lock`.
+    // In a `track_move_region` callback this very task holds `slots_arch_lock`.
+    if !notifier::any(kvm) || vm::find(kvm).is_some_and(|vm| vm.in_move_callback()) {
         return Err(EAGAIN);
     }
     let _guard = guard::enter();
-    vm::find_or_create(kvm)?;
     let section = kvm.read_slots();
     let locked = section.slots().lock_arch();
     if !notifier::any(kvm) {
         return Err(EAGAIN);
     }
-    let slot = locked.find(0, gfn).ok_or(EINVAL)?;
-    let page = slot.page(gfn).ok_or(EINVAL)?;
+    let page = locked
+        .find(0, gfn)
+        .and_then(|slot| slot.page(gfn))
+        .ok_or(EINVAL)?;
     owners::know(kvm)?;
     unless_guest_memfd(page)?;
-    locked.alloc_counters(slot)?;
-    change(section.slots(), page)
+    change(&locked, page)
 }
 
 /// Allocates what [`add_to_slot`] needs for a range of pages (`kvm_page_track_prepare()`). Sleeps.

@@ -11,8 +11,9 @@
  * Contexts.  Unless a function says otherwise it may sleep, and is called
  * without kvm->mmu_lock or kvm->slots_arch_lock.  Register is called
  * outside kvm->srcu read sections as well, all others inside or outside.
- * Unregister waits for callbacks of that VM that run, and for nothing else; but a
- * callback that reads guest memory may wait for user space (userfaultfd).
+ * Unregister waits for running callbacks of that VM, and for nothing else.  A
+ * callback that reads guest memory may wait for user space (userfaultfd), so hold
+ * no lock that user space may need, such as its mmap_lock.
  * The caller keeps @kvm alive across the call (kvm_get_kvm()), and does not
  * register one notifier or client with two VMs at the same moment.
  *
@@ -38,15 +39,15 @@
  *                kvm_page_track.ko) another
  *   -EOPNOTSUPP  the VM's writes cannot be emulated or its memory is private
  *                (SEV, SEV-ES, SNP, TDX, software-protected VMs): asked at every
- *                add, and when a VM gets its first notifier or a client.  The
+ *                add and prepare, and when a VM gets its first notifier or a client.  The
  *                memslot is one of a guest_memfd.  Or KVM keeps its own records
  *                elsewhere than the module expects (the kernel log says so), and
  *                may shadow page tables of the VM
  *
- * Upstream's names where KVM has them, too: kvm_write_track_add_gfn() may return
- * -ENOMEM, which C never does.  C allocates the counters of all of the VM's memory
- * when its first notifier registers, we those of one memslot when its first page
- * is added.
+ * C's kvm_write_track_{add,remove}_gfn() return 0 or -EINVAL only, ours also the
+ * errors above.  -ENOMEM of an add is one of them because C allocates the counters
+ * of all of the VM's memory when its first notifier registers, and we those of one
+ * memslot when its first page is added.
  */
 #ifndef _KVM_PAGE_TRACK_H
 #define _KVM_PAGE_TRACK_H
@@ -59,7 +60,7 @@
  * enum kvm_page_track_mode - what is tracked
  * @KVM_PAGE_TRACK_WRITE: guest writes.  As long as its count is above zero the
  *	page is mapped read-only.  It gets no new mapping by a large page; one that is
- *	there is made read-only, and split by the next write.
+ *	there is made read-only, and split by the next write to another of its pages.
  */
 enum kvm_page_track_mode {
 	KVM_PAGE_TRACK_WRITE,
@@ -137,8 +138,8 @@ int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
  * @node: the callbacks of upstream's notifier.  @node.track_write is called
  *	after a guest write to a tracked page was emulated (guest memory already
  *	holds the value): gpa, the bytes written, valid until it returns, and their
- *	number.  Several vCPUs may be in it at once.  Which VM it is says the struct
- *	around @node (container_of()), with one client for each VM.  A write
+ *	number.  Several vCPUs may be in it at once.  Have one client for each
+ *	VM, in a struct that container_of() finds: that says which VM it is.  A write
  *	that crosses a page boundary arrives as one call per page.  A write that
  *	races with the last remove of its page may go untold.
  *	@node.track_remove_region is called once when a memslot is deleted; its
@@ -153,8 +154,9 @@ int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
  * (its shadow page tables; but for a write just when KVM begins to shadow the
  * page).
  *
- * Callbacks run in task context, without kvm->mmu_lock, and may sleep.  track_write
- * runs in a read section of kvm->srcu, so it must not wait for a grace period of that.
+ * Callbacks run in task context, without kvm->mmu_lock, and may sleep.  None may wait
+ * for a grace period of kvm->srcu: track_write runs in a read section of it, and others
+ * may be waited for, or wait for locks that are held, in one.
  * track_write and track_remove_region may add and remove pages.
  * track_remove_region runs under kvm->slots_lock, track_move_region under that
  * and kvm->slots_arch_lock: in it the moving memslot's pages can be neither added
@@ -164,8 +166,8 @@ int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
  * No callback may take kvm->slots_lock, kvm->lock or a vCPU's mutex, nor
  * unregister a notifier or client of the same VM (it would wait for itself).  A
  * lock that a callback takes must not be held over an unregister; one that
- * track_move_region takes not over kvm_page_track_add_page(), _prepare() or
- * kvm_write_track_add_gfn() either, which take kvm->slots_arch_lock.
+ * track_move_region takes not over kvm_page_track_add_page(), _add_range(), _prepare()
+ * or kvm_write_track_{add,remove}_gfn() either: they may take kvm->slots_arch_lock.
  *
  * Zero the struct before the first registration.
  */
@@ -185,8 +187,8 @@ struct kvm_page_track_client {
  * kvm_page_track.ko until the client is unregistered.
  *
  * Context: takes cpus_read_lock(), so neither kvm_lock, kvm->slots_lock nor a lock
- * that is taken when a processor comes or goes may be held; and as all that registers
- * not from track_write, which is in a section of kvm->srcu.
+ * that is taken when a processor comes or goes may be held.  So it is called from no
+ * callback: track_write is in a section of kvm->srcu, the others hold kvm->slots_lock.
  *
  * Return: 0, -EINVAL, -ESRCH, -EEXIST, -EOPNOTSUPP, -ENOMEM, -EAGAIN.
  */

@@ -29,7 +29,7 @@ EXPORT_SYMBOL_GPL(example_watch);
 
 void example_unwatch(struct kvm *kvm, gfn_t gfn)
 {
-	/* while its memslot is about to go; once it has gone, -EINVAL */
+	/* -EAGAIN: KVM is moving or deleting the memslot */
 	while (kvm_page_track_remove_page(kvm, gfn, KVM_PAGE_TRACK_WRITE) == -EAGAIN)
 		msleep(20);
 	kvm_page_track_unregister_client(kvm, &client);

@@ -3,7 +3,7 @@
 #
 # make bench-check: show that the bench notices.  Every line of
 # tests/slowdowns.list slows the module down at one place, in a scratch copy; the
-# rows it names must get slower, so that some of them miss their goals, and every
+# rows it names must get slower, so that some exceed their budgets, and every
 # other row, and all of C's, must stay as they are, to the instruction.
 #
 # The last line is "N passed, N failed, N skipped".
@@ -18,15 +18,15 @@ rm -rf "$work"
 mkdir -p "$work"
 
 # measure CLONE OUT: what is measured must not change from boot to boot.  A module
-# that misses its goals has been measured as well.
+# that exceeds a budget has been measured as well.
 measure() {
 	BENCH_OUT=$2 PART="reader pages" VM=nested ROUNDS=2 "$1/scripts/bench.sh" >"$2.log" 2>&1 ||
-		grep -q '^MISSED' "$2.log" || { tail -n 20 "$2.log" >&2; return 1; }
+		grep -q '^OVER BUDGET' "$2.log" || { tail -n 20 "$2.log" >&2; return 1; }
 }
 
 say "measuring the module as it is"
 measure "$KPT_TOP" "$work/base" || die "the bench fails"
-! grep '^MISSED' "$work/base.log" >&2 || die "the module as it is misses goals: nothing can be shown"
+! grep '^OVER BUDGET' "$work/base.log" >&2 || die "the module as it is exceeds budgets: nothing can be shown"
 passed=0 failed=0
 
 try() {
@@ -42,7 +42,7 @@ try() {
 	say "measuring with a slower $name"
 	measure "$dir" "$work/$name" || return 1
 	rm -rf "${dir:?}"
-	sed -n 's/^MISSED  npt=[01] //p' "$work/$name.log" | grep -P "$pattern" >/dev/null ||
+	sed -n 's/^OVER BUDGET  npt=[01] //p' "$work/$name.log" | grep -P "$pattern" >/dev/null ||
 		{ echo "it misses no goal"; return 1; }
 	scripts/bench-compare.py "$work/base/results.json" "$work/$name/results.json" "$pattern"
 }

@@ -16,7 +16,7 @@
 #   VM=nested|shadow  only that paging mode
 #   BENCH_OUT=build/bench  where the results go
 #
-# Fails if a row misses its goal (scripts/bench-report.py).
+# Fails if a row exceeds its budget (scripts/bench-report.py).
 #
 # The table goes to stdout, results.json and results.svg to BENCH_OUT.
 #
