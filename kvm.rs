@@ -728,8 +728,12 @@ impl MmuWrite<'_> {
     /// we look for it.
     #[inline(always)]
     pub(crate) fn finds_shadow_page(&self, gfn: Gfn) -> bool {
+        // As in `Kvm::shadow_page_tables`; KVM counts a shadow page there before it adds its page.
+        if !self.kvm.has_shadow_page_tables() {
+            return false;
+        }
         self.kvm.shadow_bucket(gfn).is_some_and(|bucket| {
-            // SAFETY: `mmu_lock` is held, and KVM adds or removes a shadow page: it keeps the table.
+            // SAFETY: `mmu_lock` is held, and KVM has shadow pages: it does not free the table.
             unsafe { bindings::kpt_finds_shadow_page(bucket, gfn) }
         })
     }
@@ -826,16 +830,10 @@ impl Memslot {
         self.has_flags(bindings::KPT_SLOT_INVALID)
     }
 
-    /// Whether its memory is in a guest_memfd: the host has no mapping of it that the emulator could write.
+    /// Whether its memory is in a guest_memfd.
     #[inline(always)]
     pub(crate) fn is_guest_memfd(&self) -> bool {
         self.has_flags(bindings::KPT_SLOT_GUEST_MEMFD)
-    }
-
-    /// Whether it is one or the other: one question for what is so rarely.
-    #[inline(always)]
-    pub(crate) fn is_special(&self) -> bool {
-        self.has_flags(bindings::KPT_SLOT_INVALID | bindings::KPT_SLOT_GUEST_MEMFD)
     }
 
     /// Whether the memslot has reverse mappings: where KVM has no TDP MMU from the beginning (it makes them
@@ -1288,13 +1286,12 @@ pub(crate) mod unit {
 
     /// Calls `f` with a VM that is all zeroes but for its `mm` and nobody else knows, as if `mmu_lock` was held.
     pub(crate) fn with_blank_vm(f: impl FnOnce(&Kvm, &MmuWrite<'_>)) {
-        // SAFETY: All zeroes is a value of these C structures.
         // `struct kvm` is a part of what kvm-amd and kvm-intel have.
         let mut blank = KVVec::<u8>::new();
         // SAFETY: A constant of helpers.c.
         let size = unsafe { bindings::kpt_unit_vm_size };
         blank.extend_with(size, 0, GFP_KERNEL).unwrap();
-        let ptr = NonNull::from(&mut blank[0]).cast::<bindings::kvm>();
+        let ptr = NonNull::new(blank.as_mut_ptr().cast::<bindings::kvm>()).unwrap();
         // SAFETY: The memory is ours. A VM has an address space, here nobody's.
         unsafe { (*ptr.as_ptr()).mm = NonNull::dangling().as_ptr() };
         // SAFETY: The memory outlives the call, and nobody else can lock or free this VM.

@@ -193,6 +193,7 @@ pub(crate) fn attach() -> Result {
 /// If ftrace cannot take back a jump, this function says so and never returns: the text that the
 /// jump leads to must not be freed.
 pub(crate) fn detach() {
+    owners::stop_checking();
     let (last, others) = HOOKS.split_at(provider::UNTIL_DRAINED);
     others.iter().rev().for_each(detach_one);
     // While VMs that die still tell us.

@@ -21,19 +21,24 @@ use crate::kvm::{Gfn, Kvm, MmuWrite};
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full};
 
-/// KVM's adds are not looked at yet: C may still add pages for others by the same function.
-const NOT_YET: i32 = 0;
+/// KVM's adds are not looked at: C may add pages for others by the same function.
+const NOT_NOW: i32 = 0;
 /// All that were looked at had their record.
 const RIGHT: i32 = 1;
 /// One had none.
 const WRONG: i32 = 2;
 
 /// What is known of KVM's records.
-static RECORDS: Atomic<i32> = Atomic::new(NOT_YET);
+static RECORDS: Atomic<i32> = Atomic::new(NOT_NOW);
 
 /// From now on who adds by [`crate::mmu_hooks::add_gfn_locked`] is KVM itself.
 pub(crate) fn begin_to_check() {
-    RECORDS.cmpxchg(NOT_YET, RIGHT, Full).ok();
+    RECORDS.cmpxchg(NOT_NOW, RIGHT, Full).ok();
+}
+
+/// From now on it may be C again that adds pages for others.
+pub(crate) fn stop_checking() {
+    RECORDS.cmpxchg(RIGHT, NOT_NOW, Full).ok();
 }
 
 /// KVM adds a page: it has linked its shadow page before (`kvm_mmu_alloc_shadow_page()`).

@@ -26,7 +26,7 @@ pub(crate) fn add(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
     let last = last_of(gfn, npages)?;
     loop {
         let read = kvm.read_slots();
-        let missing = without_counters(read.slots(), gfn, last)?;
+        let missing = without_counters::<true>(read.slots(), gfn, last)?;
         vm::find_or_create(kvm)?;
         let Some(missing) = missing else {
             return change::<Add>(read.slots(), gfn, last);
@@ -44,16 +44,20 @@ pub(crate) fn add(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
 pub(crate) fn remove(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
     let last = last_of(gfn, npages)?;
     let read = kvm.read_slots();
-    without_counters(read.slots(), gfn, last)?;
+    without_counters::<false>(read.slots(), gfn, last)?;
     change::<Remove>(read.slots(), gfn, last)
 }
 
 /// The first page of a range whose memslot has no counters, if all of the range can be changed.
-fn without_counters(slots: Slots<'_>, first: Gfn, last: Gfn) -> Result<Option<Gfn>> {
+fn without_counters<const ADD: bool>(
+    slots: Slots<'_>,
+    first: Gfn,
+    last: Gfn,
+) -> Result<Option<Gfn>> {
     let mut missing = None;
     let mut gfn = first;
     loop {
-        let slot = changeable(slots, gfn)?.slot();
+        let slot = changeable::<ADD>(slots, gfn)?.slot();
         if slot.counters().is_none() {
             missing.get_or_insert(gfn);
         }

@@ -15,32 +15,34 @@ use crate::kvm::{Counter, Gfn, Kvm, Memslot, MmuWrite, Page, Slots, SlotsArchLoc
 use crate::{memslot, notifier, owners, vm};
 use kernel::prelude::*;
 
-/// Finds the page in the memslot that a change of its count would go to.
+/// Finds a page whose count may be changed, with an add, or by a remove.
 #[inline(always)]
-pub(crate) fn changeable(slots: Slots<'_>, gfn: Gfn) -> Result<Page<'_>> {
-    unless_invalid(slots.kvm(), slots.find_page(0, gfn).ok_or(EINVAL)?)
+pub(crate) fn changeable<const ADD: bool>(slots: Slots<'_>, gfn: Gfn) -> Result<Page<'_>> {
+    check::<ADD>(slots.kvm(), slots.find_page(0, gfn).ok_or(EINVAL)?)
 }
 
-/// The page of a memslot whose count may be changed.
-fn changeable_in<'s>(kvm: &Kvm, slot: &'s Memslot, gfn: Gfn) -> Result<Page<'s>> {
+/// The same in a memslot.
+fn changeable_in<'s, const ADD: bool>(kvm: &Kvm, slot: &'s Memslot, gfn: Gfn) -> Result<Page<'s>> {
     if slot.as_id() != 0 {
         return Err(EINVAL);
     }
-    unless_invalid(kvm, slot.page(gfn).ok_or(EINVAL)?)
+    check::<ADD>(kvm, slot.page(gfn).ok_or(EINVAL)?)
 }
 
 #[inline(always)]
-fn unless_invalid<'s>(kvm: &Kvm, page: Page<'s>) -> Result<Page<'s>> {
+fn check<'s, const ADD: bool>(kvm: &Kvm, page: Page<'s>) -> Result<Page<'s>> {
     owners::know(kvm)?;
-    if page.slot().is_special() {
-        unless_guest_memfd(page)?;
+    // Both flags in one question: they are rare.
+    if page.slot().is_invalid() || (ADD && page.slot().is_guest_memfd()) {
+        unless_guest_memfd::<ADD>(page)?;
         return Err(EAGAIN);
     }
     Ok(page)
 }
 
-fn unless_guest_memfd(page: Page<'_>) -> Result {
-    if page.slot().is_guest_memfd() {
+/// What is in a guest_memfd need not be mapped in the host: KVM could not emulate there.
+fn unless_guest_memfd<const ADD: bool>(page: Page<'_>) -> Result {
+    if ADD && page.slot().is_guest_memfd() {
         return Err(eopnotsupp());
     }
     Ok(())
@@ -51,17 +53,17 @@ fn unless_guest_memfd(page: Page<'_>) -> Result {
 /// # Errors
 ///
 /// `EOPNOTSUPP`, `EINVAL`, `EAGAIN`, `ENOMEM`, `EOVERFLOW`.
-#[inline(always)]
 pub(crate) fn add(kvm: &Kvm, gfn: Gfn) -> Result {
+    add_at_once(kvm, gfn).unwrap_or_else(|| add_with_room(kvm, gfn))
+}
+
+/// Adds a page if nothing has to be made for it, or refuses it. Does not sleep (it does on PREEMPT_RT).
+#[inline(always)]
+fn add_at_once(kvm: &Kvm, gfn: Gfn) -> Option<Result> {
     if !kvm.can_track() {
-        return Err(eopnotsupp());
+        return Some(Err(eopnotsupp()));
     }
-    if vm::find(kvm).is_some() {
-        if let Some(result) = try_add(kvm, gfn) {
-            return result;
-        }
-    }
-    add_with_room(kvm, gfn)
+    vm::find(kvm).and_then(|_| try_add(kvm, gfn))
 }
 
 /// Adds a page if its memslot has counters. Does not sleep (it does on PREEMPT_RT).
@@ -69,7 +71,7 @@ pub(crate) fn add(kvm: &Kvm, gfn: Gfn) -> Result {
 fn try_add(kvm: &Kvm, gfn: Gfn) -> Option<Result> {
     let section = kvm.read_slots();
     let slots = section.slots();
-    let page = match changeable(slots, gfn) {
+    let page = match changeable::<true>(slots, gfn) {
         Ok(page) => page,
         Err(e) => return Some(Err(e)),
     };
@@ -84,7 +86,7 @@ fn try_add(kvm: &Kvm, gfn: Gfn) -> Option<Result> {
 fn add_with_room(kvm: &Kvm, gfn: Gfn) -> Result {
     let _guard = guard::enter();
     // A refused call leaves nothing behind.
-    changeable(kvm.read_slots().slots(), gfn)?;
+    changeable::<true>(kvm.read_slots().slots(), gfn)?;
     // The entry shows the VM in debugfs.
     vm::find_or_create(kvm)?;
     loop {
@@ -109,7 +111,7 @@ pub(crate) fn add_to_slot(
     if !slots.kvm().can_track() {
         return Err(eopnotsupp());
     }
-    let page = changeable_in(slots.kvm(), slot, gfn)?;
+    let page = changeable_in::<true>(slots.kvm(), slot, gfn)?;
     vm::find(slots.kvm()).ok_or(ENOMEM)?;
     add_and_flush(slots, mmu, page, page.counter().ok_or(ENOMEM)?)
 }
@@ -162,7 +164,7 @@ pub(crate) fn add_locked(
 #[inline(always)]
 pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
     let section = kvm.read_slots();
-    let page = changeable(section.slots(), gfn)?;
+    let page = changeable::<false>(section.slots(), gfn)?;
     let counter = page.counter().ok_or(ENOENT)?;
     let mmu = kvm.lock_mmu();
     remove_locked(&mmu, page, counter)
@@ -174,7 +176,7 @@ pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
 ///
 /// As [`remove`].
 pub(crate) fn remove_from_slot(kvm: &Kvm, mmu: &MmuWrite<'_>, slot: &Memslot, gfn: Gfn) -> Result {
-    let page = changeable_in(kvm, slot, gfn)?;
+    let page = changeable_in::<false>(kvm, slot, gfn)?;
     remove_locked(mmu, page, page.counter().ok_or(ENOENT)?)
 }
 
@@ -193,8 +195,20 @@ pub(crate) fn remove_locked(mmu: &MmuWrite<'_>, page: Page<'_>, counter: Counter
 ///
 /// As [`add`]; `EAGAIN` only if the VM has no notifier of upstream's.
 pub(crate) fn add_as_upstream(kvm: &Kvm, gfn: Gfn) -> Result {
-    match add(kvm, gfn) {
-        Err(e) if e == EAGAIN => while_invalid(kvm, gfn, |locked, page| {
+    match add_at_once(kvm, gfn) {
+        Some(Err(e)) if e == EAGAIN => add_as_upstream_with_room(kvm, gfn),
+        Some(result) => result,
+        None => add_as_upstream_with_room(kvm, gfn),
+    }
+}
+
+/// As [`add_with_room`], also to a memslot that is INVALID.
+#[cold]
+#[inline(never)]
+fn add_as_upstream_with_room(kvm: &Kvm, gfn: Gfn) -> Result {
+    let _guard = guard::enter();
+    match add_with_room(kvm, gfn) {
+        Err(e) if e == EAGAIN => while_invalid::<true>(kvm, gfn, |locked, page| {
             vm::find_or_create(kvm)?;
             locked.alloc_counters(page.slot())?;
             let counter = page.counter().ok_or(ENOMEM)?;
@@ -211,7 +225,7 @@ pub(crate) fn add_as_upstream(kvm: &Kvm, gfn: Gfn) -> Result {
 /// As [`remove`]; `EAGAIN` only if the VM has no notifier of upstream's.
 pub(crate) fn remove_as_upstream(kvm: &Kvm, gfn: Gfn) -> Result {
     match remove(kvm, gfn) {
-        Err(e) if e == EAGAIN => while_invalid(kvm, gfn, |_, page| {
+        Err(e) if e == EAGAIN => while_invalid::<false>(kvm, gfn, |_, page| {
             remove_locked(&kvm.lock_mmu(), page, page.counter().ok_or(ENOENT)?)
         }),
         result => result,
@@ -225,7 +239,7 @@ pub(crate) fn remove_as_upstream(kvm: &Kvm, gfn: Gfn) -> Result {
 /// with `slots_arch_lock` held: whoever holds it and finds an INVALID memslot comes before that.
 #[cold]
 #[inline(never)]
-fn while_invalid(
+fn while_invalid<const ADD: bool>(
     kvm: &Kvm,
     gfn: Gfn,
     change: impl FnOnce(&SlotsArchLocked<'_>, Page<'_>) -> Result,
@@ -245,7 +259,7 @@ fn while_invalid(
         .and_then(|slot| slot.page(gfn))
         .ok_or(EINVAL)?;
     owners::know(kvm)?;
-    unless_guest_memfd(page)?;
+    unless_guest_memfd::<ADD>(page)?;
     change(&locked, page)
 }
 
@@ -259,7 +273,7 @@ pub(crate) fn prepare(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
         return Err(eopnotsupp());
     }
     let last = last_of(gfn, npages)?;
-    if changeable(kvm.read_slots().slots(), gfn)?
+    if changeable::<true>(kvm.read_slots().slots(), gfn)?
         .slot()
         .page(last)
         .is_none()

@@ -364,13 +364,17 @@ static void counters_on_demand(void)
 	kvm_vm_free(vm);
 }
 
-/* What is in a guest_memfd is not mapped in the host: KVM cannot emulate there. */
+/* What is in a guest_memfd need not be mapped in the host: KVM cannot emulate there. */
 static void guest_memfd(void)
 {
-	static const u32 ops[] = {
-		KPT_OP_ADD_PAGE, KPT_OP_REMOVE_PAGE, KPT_OP_PREPARE, KPT_OP_SLOT_ADD,
-		KPT_OP_SLOT_REMOVE, KPT_OP_WRITE_ADD, KPT_OP_WRITE_REMOVE,
-		KPT_OP_ADD_RANGE, KPT_OP_REMOVE_RANGE,
+	static const u32 adds[] = {
+		KPT_OP_ADD_PAGE, KPT_OP_PREPARE, KPT_OP_SLOT_ADD, KPT_OP_WRITE_ADD,
+		KPT_OP_ADD_RANGE,
+	};
+	/* C may have added some */
+	static const u32 removes[] = {
+		KPT_OP_REMOVE_PAGE, KPT_OP_SLOT_REMOVE, KPT_OP_WRITE_REMOVE,
+		KPT_OP_REMOVE_RANGE,
 	};
 	u64 gfn = KPT_GFN + 0x1000, size = NPAGES * 4096;
 	struct kvm_vcpu *vcpu;
@@ -390,9 +394,12 @@ static void guest_memfd(void)
 				   size, mem, fd, 0);
 	/* the memslot beside it has counters */
 	KPT_OK(kpt_add(vm, KPT_GFN));
-	for (i = 0; i < ARRAY_SIZE(ops); i++)
-		KPT_REFUSED(vm, gfn, kpt_call_n(kpt_dev, ops[i], vm, gfn, 1, NULL),
+	for (i = 0; i < ARRAY_SIZE(adds); i++)
+		KPT_REFUSED(vm, gfn, kpt_call_n(kpt_dev, adds[i], vm, gfn, 1, NULL),
 			    EOPNOTSUPP);
+	for (i = 0; i < ARRAY_SIZE(removes); i++)
+		KPT_REFUSED(vm, gfn, kpt_call_n(kpt_dev, removes[i], vm, gfn, 1, NULL),
+			    ENOENT);
 	KPT_REFUSED(vm, gfn, kpt_call(kpt_stock, KPT_OP_WRITE_ADD, vm, gfn), EOPNOTSUPP);
 	KPT_OK(kpt_remove(vm, KPT_GFN));
 	kvm_vm_free(vm);

@@ -8,6 +8,12 @@
 
 #include "svm_util.h"
 
+/* So that the compiler does not look at the call that is not made below. */
+static inline void *kpt_function(void *f)
+{
+	return f;
+}
+
 /*
  * generic_svm_setup(): some take the top of L2's stack as well, in others it comes
  * with @svm.  (Of the two calls one is made, that of the function's own type.)
@@ -17,8 +23,8 @@
 		__builtin_types_compatible_p(typeof(generic_svm_setup),		\
 			void (struct svm_test_data *, void *)),			\
 		((void (*)(struct svm_test_data *, void *))			\
-		 (void *)generic_svm_setup)(svm, code),				\
+		 kpt_function(generic_svm_setup))(svm, code),			\
 		((void (*)(struct svm_test_data *, void *, void *))		\
-		 (void *)generic_svm_setup)(svm, code, stack))
+		 kpt_function(generic_svm_setup))(svm, code, stack))
 
 #endif /* KPT_COMPAT_H */

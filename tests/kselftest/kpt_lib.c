@@ -322,15 +322,16 @@ u64 kpt_apic_bytes_fd(int vm_fd)
 	return bytes;
 }
 
-static u32 held_at = 1;
+/* Of the probe that is there. */
+static bool spins;
 
 int kpt_probe(const char *symbol, u32 op)
 {
 	struct kpt_probe p = { .op = op };
 
+	spins = op == KPT_PROBE_HOLD;
 	if (symbol)
 		snprintf(p.symbol, sizeof(p.symbol), "%s", symbol);
-	held_at = 1;
 	return ioctl(kpt_stock, KPT_PROBE, &p) ? -errno : 0;
 }
 
@@ -341,7 +342,7 @@ int kpt_probe_srcu(struct kvm_vm *vm, int pid, int nth)
 		.vm_fd = vm->fd, .pid = pid, .nth = nth,
 	};
 
-	held_at = nth;
+	spins = false;
 	return ioctl(kpt_stock, KPT_PROBE, &p) ? -errno : 0;
 }
 
@@ -372,11 +373,17 @@ bool kpt_tdp(void)
 
 void kpt_probe_wait(void)
 {
+	struct kpt_probe p = { .op = KPT_PROBE_LOOK };
 	int i;
 
-	for (i = 0; kpt_probe_hits() < held_at && i < 30000; i++)
+	/* who spins has been seen, who sleeps says so */
+	for (i = 0; i < 30000; i++) {
+		KPT_OK(ioctl(kpt_stock, KPT_PROBE, &p));
+		if (p.held || (p.hits && spins))
+			break;
 		usleep(1000);
-	KPT_EQ(kpt_probe_hits(), held_at);
+	}
+	TEST_ASSERT(i < 30000, "nobody is held");
 }
 
 /* A parameter of a module that may not be there. */
@@ -812,6 +819,7 @@ static const char * const complaints[] = {
 	"suspicious RCU", "possible circular locking", "KASAN", "UBSAN",
 	"refcount_t:", "use-after-free", "list_del corruption",
 	"list_add corruption", "unable to handle", "ftrace failed",
+	"keeps its shadow pages elsewhere",
 };
 
 bool kpt_is_complaint(const char *record)

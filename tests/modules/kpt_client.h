@@ -292,6 +292,7 @@ enum kpt_probe_op {
  * @pid: and of this task
  * @nth: and this one is held; the first is 1
  * @hits: out: how often it was called, for %KPT_PROBE_LOOK and %KPT_PROBE_OFF
+ * @held: out: how many are held, sleeping
  */
 struct kpt_probe {
 	char symbol[64];
@@ -300,6 +301,7 @@ struct kpt_probe {
 	__u32 pid;
 	__u32 nth;
 	__u64 hits;
+	__u64 held;
 };
 
 #define KPT_CALL	_IOWR(KPT_IOC_MAGIC, 0x01, struct kpt_call)

@@ -275,7 +275,7 @@ static char kpt_symbol[64];
 static DEFINE_MUTEX(kpt_probe_lock);
 static DECLARE_WAIT_QUEUE_HEAD(kpt_waitq);
 static atomic64_t kpt_hits;
-static atomic_t kpt_sleepers;
+static atomic_t kpt_sleepers, kpt_held;
 static bool kpt_hold, kpt_tired;
 static struct kpt_probe kpt_filter;
 static struct kvm *kpt_filter_kvm;
@@ -313,15 +313,22 @@ static noinline unsigned long kpt_sleeps(unsigned long a, unsigned long b,
 					 unsigned long e, unsigned long f)
 {
 	kpt_fn_t function = (kpt_fn_t)READ_ONCE(kpt_kprobe.addr);
+	unsigned long r;
 
-	/* A vCPU also enters a section of kvm->srcu when it is scheduled out. */
+	/*
+	 * A vCPU also enters a section of kvm->srcu when it is scheduled out.  That
+	 * does not count, nor does the call here, which the probe sees as well.
+	 */
 	if (!preemptible()) {
-		atomic64_dec(&kpt_hits);
+		r = function(a, b, c, d, e, f);
+		atomic64_sub(2, &kpt_hits);
 		atomic_dec(&kpt_sleepers);
-		return function(a, b, c, d, e, f);
+		return r;
 	}
+	atomic_inc(&kpt_held);
 	if (!wait_event_killable_timeout(kpt_waitq, !READ_ONCE(kpt_hold), 100 * HZ))
 		WRITE_ONCE(kpt_tired, true);
+	atomic_dec(&kpt_held);
 	if (atomic_dec_and_test(&kpt_sleepers))
 		wake_up_all(&kpt_waitq);
 	return function(a, b, c, d, e, f);
@@ -417,6 +424,7 @@ static long kpt_probe(struct kpt_probe __user *arg)
 	else if (probe.op != KPT_PROBE_LOOK)
 		r = -EDOM;
 	probe.hits = atomic64_read(&kpt_hits);
+	probe.held = atomic_read(&kpt_held);
 	mutex_unlock(&kpt_probe_lock);
 
 	if (copy_to_user(arg, &probe, sizeof(probe)))
