@@ -748,7 +748,8 @@ static void leaks(void)
 
 /*
  * What the log may say of an allocation that fails on purpose: what failed
- * (fault injection, vmalloc), and what the module loader thinks of it.
+ * (fault injection, vmalloc), and what others think of it: the module loader, and
+ * lockdep of KVM's own way out of a VM that is half made.
  */
 static bool complaint(const char *record)
 {
@@ -756,17 +757,18 @@ static bool complaint(const char *record)
 		"FAULT_INJECTION: forcing", "page allocation failure",
 		"vmalloc error",
 	};
-	static const char * const loaders[] = {
+	static const char * const others[] = {
 		"Failed to allocate memory for static calls",
 		"Failed to allocate memory: jump_label",
+		"at sev_vm_destroy+",
 	};
 	static bool in_trace, in_warning;
 	u32 i;
 
 	for (i = 0; i < ARRAY_SIZE(failures); i++)
 		in_trace |= !!strstr(record, failures[i]);
-	for (i = 0; i < ARRAY_SIZE(loaders); i++)
-		in_warning |= !!strstr(record, loaders[i]);
+	for (i = 0; i < ARRAY_SIZE(others); i++)
+		in_warning |= !!strstr(record, others[i]);
 	if (strstr(record, "end trace"))
 		in_warning = false;
 	if (in_warning && (strstr(record, "WARNING:") ||
