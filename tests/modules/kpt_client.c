@@ -104,6 +104,11 @@ static long kpt_other_ioctl(unsigned int cmd, void __user *arg)
 	}
 }
 
+static int kpt_other_init(void)
+{
+	return 0;
+}
+
 static void kpt_other_exit(void)
 {
 }

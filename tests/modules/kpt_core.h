@@ -70,6 +70,7 @@ static int kpt_api_register(u32 type, struct kvm *kvm, struct kpt_node *node);
 static void kpt_api_unregister(u32 type, struct kvm *kvm,
 			       struct kpt_node *node);
 static long kpt_other_ioctl(unsigned int cmd, void __user *arg);
+static int kpt_other_init(void);
 static void kpt_other_exit(void);
 
 static LIST_HEAD(kpt_graveyard);
@@ -587,7 +588,14 @@ static struct miscdevice kpt_misc = {
 
 static int __init kpt_init(void)
 {
-	return misc_register(&kpt_misc);
+	int r = kpt_other_init();
+
+	if (r)
+		return r;
+	r = misc_register(&kpt_misc);
+	if (r)
+		kpt_other_exit();
+	return r;
 }
 module_init(kpt_init);
 

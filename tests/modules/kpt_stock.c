@@ -28,8 +28,39 @@ typedef struct kvm_page_track_notifier_node kpt_tracker_t;
 /*
  * kvm.ko offers nothing to other modules.  kvm_page_track.ko has the functions
  * while it is loaded, and must not be kept from being unloaded in between.
+ *
+ * symbol_get() is a BUG if it meets the very end of a module (it finds it alive,
+ * and then its state is MODULE_STATE_UNFORMED).  So nobody is in it by then.
  */
-#define get_upstream(fn)	symbol_get(fn)
+static DECLARE_RWSEM(kpt_module_lock);
+static bool kpt_module_lives = true;
+
+static int kpt_module_event(struct notifier_block *nb, unsigned long state,
+			    void *data)
+{
+	const struct module *mod = data;
+
+	if (strcmp(mod->name, "kvm_page_track"))
+		return NOTIFY_OK;
+	down_write(&kpt_module_lock);
+	kpt_module_lives = state == MODULE_STATE_LIVE;
+	up_write(&kpt_module_lock);
+	return NOTIFY_OK;
+}
+
+static struct notifier_block kpt_module_nb = {
+	.notifier_call = kpt_module_event,
+};
+
+#define get_upstream(fn) ({				\
+	typeof(&(fn)) _get = NULL;			\
+							\
+	down_read(&kpt_module_lock);			\
+	if (kpt_module_lives)				\
+		_get = symbol_get(fn);			\
+	up_read(&kpt_module_lock);			\
+	_get;						\
+})
 #define put_upstream(fn)	symbol_put(fn)
 #endif
 
@@ -446,9 +477,21 @@ static long kpt_other_ioctl(unsigned int cmd, void __user *arg)
 	}
 }
 
+static int kpt_other_init(void)
+{
+#ifdef CONFIG_KVM_EXTERNAL_WRITE_TRACKING
+	return 0;
+#else
+	return register_module_notifier(&kpt_module_nb);
+#endif
+}
+
 static void kpt_other_exit(void)
 {
 	kpt_probe_off();
+#ifndef CONFIG_KVM_EXTERNAL_WRITE_TRACKING
+	unregister_module_notifier(&kpt_module_nb);
+#endif
 }
 
 MODULE_DESCRIPTION("Test client of upstream's page tracking, and inspector");
