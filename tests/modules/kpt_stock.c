@@ -53,7 +53,7 @@ static struct notifier_block kpt_module_nb = {
 };
 
 #define get_upstream(fn) ({				\
-	typeof(&(fn)) _get = NULL;			\
+	typeof(fn) *_get = NULL;			\
 							\
 	down_read(&kpt_module_lock);			\
 	if (kpt_module_lives)				\
