@@ -733,7 +733,8 @@ impl MmuWrite<'_> {
             return false;
         }
         self.kvm.shadow_bucket(gfn).is_some_and(|bucket| {
-            // SAFETY: `mmu_lock` is held, and KVM has shadow pages: it does not free the table.
+            // SAFETY: `mmu_lock` is held (design, section 5, rule 3), and KVM has shadow pages: it does not free
+            // the table.
             unsafe { bindings::kpt_finds_shadow_page(bucket, gfn) }
         })
     }

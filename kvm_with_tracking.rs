@@ -158,7 +158,8 @@ impl<'k> Notifiers<'k> {
     /// The caller is in a read section of [`list_srcu`] as long as `'a`.
     #[inline(always)]
     pub(crate) unsafe fn nodes<'a>(self) -> Nodes<'a, Node> {
-        // SAFETY: The caller's promise: whoever unregisters, C or we, waits for it.
+        // SAFETY: The caller's promise: whoever unregisters, C or we, waits for it (design, section 5,
+        // rule 3).
         unsafe { Nodes::new(self.head().first()) }
     }
 }

@@ -196,7 +196,8 @@ impl PerVm {
         unsafe { self.notifiers.forget() };
         if let Some(srcu) = self.srcu() {
             self.srcu.store(0, Relaxed);
-            // SAFETY: From `make_ready`, and nobody is or comes into a section of it.
+            // SAFETY: From `make_ready`. By the caller's promise nobody is or comes into a section of it: the VM
+            // has no users, or the guard is drained (design, section 5, rule 2).
             unsafe { bindings::kpt_srcu_free(srcu.as_ptr()) };
         }
     }
@@ -268,7 +269,7 @@ impl<'k> Notifiers<'k> {
     /// The caller is in a read section of [`list_srcu`] as long as `'a`.
     pub(crate) unsafe fn nodes<'a>(self) -> Nodes<'a, Node> {
         let first = self.list.map_or(First::none(), NotifierList::first);
-        // SAFETY: The caller's promise: whoever unregisters waits for it.
+        // SAFETY: The caller's promise: whoever unregisters waits for it (design, section 5, rule 3).
         unsafe { Nodes::new(first) }
     }
 }

@@ -353,7 +353,7 @@ impl<'k> ListSection<'k> {
             kvm,
             srcu,
             // SAFETY: Set up, and not cleaned up before the VM dies, or before the module goes and everybody
-            // has left it.
+            // has left it (design, section 5, rule 2).
             idx: unsafe { srcu::read_lock(srcu.as_ptr()) },
             _not_send: NotThreadSafe,
         })
