@@ -4,15 +4,17 @@
 
 Every two seconds:
 
-- A processor that is halted with interrupts on while its local APIC has one
-  pending has lost it: QEMU 10's SVM clears its own interrupt flag outside the
-  lock under which the timer's thread sets the one for real interrupts
-  (do_vmexit), and the machine sleeps for ever.  So when QEMU has used next to
-  no processor time, that is looked for.  Any other interrupt makes the APIC
-  raise it again, so a key is pressed (Shift), and a line written to BASE.woken.
-- If that does not help for 120 seconds, or the monitor says nothing, BASE.stands
-  is made and QEMU ended: the emulator has died.  Any other machine that does
-  nothing runs out of time: that would be the kernel's doing, or ours.
+- A processor whose local APIC has an interrupt pending, and that does not take
+  it, has lost it: QEMU 10's SVM clears its own interrupt flag outside the lock
+  under which the timer's thread sets the one for real interrupts (do_vmexit).
+  If it is halted, the machine sleeps for ever; if it runs a guest, that goes on
+  without a timer until it is idle, and both kernels find that they were locked
+  up.  Any other interrupt makes the APIC raise it again, so a key is pressed
+  (Shift), and a line written to BASE.woken.
+- If a halted machine is not woken by that for 120 seconds, or the monitor says
+  nothing, BASE.stands is made and QEMU ended: the emulator has died.  Any other
+  machine that does nothing runs out of time: that would be the kernel's doing,
+  or ours.
 - If the two seconds were ten and more, or the machine slept for that long until
   it could be woken, then a clock in it jumped: its kernel may say that it was
   locked up, and its job that something took too long.  A line is written to
@@ -74,7 +76,7 @@ def processor_time(pid):
 
 
 def processors():
-    """(halted, interrupts on, vectors pending) of each."""
+    """(halted with interrupts on, vectors pending) of each."""
     found = []
     for part in ask("info registers -a").split("CPU#")[1:]:
         regs = re.search(r"RFL=([0-9a-f]{8}).*HLT=(\d)", part)
@@ -82,20 +84,27 @@ def processors():
             continue
         lapic = ask(f"info lapic {part.split()[0]}")
         irr = re.search(r"^IRR\s+(.*)", lapic, re.M)
-        found.append((regs[2] == "1", bool(int(regs[1], 16) & 0x200),
-                      bool(irr and "none" not in irr[1])))
+        vectors = re.findall(r"\b\d+", irr[1]) if irr else []
+        found.append((regs[2] == "1" and bool(int(regs[1], 16) & 0x200), set(vectors)))
     return found
 
 
-def lost():
-    """Does a processor not see its interrupts, now and a second later?"""
-    for again in (False, True):
+def lost(idle):
+    """Does a processor not see an interrupt, now and for a second?  In an idle
+    machine, one that is halted; in a busy one, any.  An idle machine whose
+    monitor says nothing counts as one."""
+    waiting = []
+    for again in range(4):
         if again:
-            time.sleep(1)
-        cpus = processors()
-        if cpus and not any(all(cpu) for cpu in cpus):
+            time.sleep(0.3)
+        now = [vectors if halted or not idle else set()
+               for halted, vectors in processors()]
+        if not now:
+            continue
+        waiting = [a & b for a, b in zip(waiting or now, now)]
+        if not any(waiting):
             return False
-    return True
+    return idle or bool(waiting)
 
 
 def clocks():
@@ -132,12 +141,12 @@ def watch():
         if used - before > BUSY * (now - at):
             still_since = now
         before, at = used, now
-        if still_since == now:
-            continue
-        if not lost():
+        idle = still_since < now
+        if not lost(idle):
             still_since = now
             continue
-        note(".woken", f"{now - started:.0f} s: an interrupt was lost")
+        note(".woken", f"{now - started:.0f} s: an interrupt was lost"
+             f"{'' if idle else ' by a busy processor'}")
         if now - still_since > LONG:
             note(".stalled", f"{now - started:.0f} s: the machine slept "
                  f"for {now - still_since:.0f} s")
