@@ -7,9 +7,9 @@ Every two seconds:
 - A processor whose local APIC has an interrupt pending, and that does not take
   it, has lost it: QEMU 10's SVM clears its own interrupt flag outside the lock
   under which the timer's thread sets the one for real interrupts (do_vmexit).
-  If it is halted, the machine sleeps for ever; if it runs a guest, that goes on
-  without a timer until it is idle, and both kernels find that they were locked
-  up.  Any other interrupt makes the APIC raise it again, so a key is pressed
+  If it is halted, the machine sleeps for ever; if it runs a guest, that may go on
+  without a timer until it is idle, and then both kernels find that they were
+  locked up.  Any other interrupt makes the APIC raise it again, so a key is pressed
   (Shift), and a line written to BASE.woken.
 - If a halted machine is not woken by that for 120 seconds, or the monitor says
   nothing, BASE.stands is made and QEMU ended: the emulator has died.  Any other
@@ -76,7 +76,8 @@ def processor_time(pid):
 
 
 def processors():
-    """(halted with interrupts on, vectors pending) of each."""
+    """Of each: halted with interrupts on; vectors pending; and the same if its
+    timer has expired and was not set again, with how it was set."""
     found = []
     for part in ask("info registers -a").split("CPU#")[1:]:
         regs = re.search(r"RFL=([0-9a-f]{8}).*HLT=(\d)", part)
@@ -85,20 +86,22 @@ def processors():
         lapic = ask(f"info lapic {part.split()[0]}")
         irr = re.search(r"^IRR\s+(.*)", lapic, re.M)
         vectors = re.findall(r"\b\d+", irr[1]) if irr else []
-        found.append((regs[2] == "1" and bool(int(regs[1], 16) & 0x200), set(vectors)))
+        timer = re.search(r"initial_count = (\d+) +current_count = 0$", lapic, re.M)
+        found.append((regs[2] == "1" and bool(int(regs[1], 16) & 0x200), set(vectors),
+                      {(v, timer[1]) for v in vectors} if timer else set()))
     return found
 
 
 def lost(idle):
     """Does a processor not see an interrupt, now and for a second?  In an idle
-    machine, one that is halted; in a busy one, any.  An idle machine whose
-    monitor says nothing counts as one."""
+    machine, one that is halted; in a busy one, that of its timer.  An idle
+    machine whose monitor says nothing counts as one."""
     waiting = []
     for again in range(4):
         if again:
             time.sleep(0.3)
-        now = [vectors if halted or not idle else set()
-               for halted, vectors in processors()]
+        now = [(vectors if halted else set()) if idle else expired
+               for halted, vectors, expired in processors()]
         if not now:
             continue
         waiting = [a & b for a, b in zip(waiting or now, now)]
