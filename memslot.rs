@@ -8,9 +8,13 @@
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `kvm_alloc_memslot_metadata()` in `x86.c`.
 
-use crate::guard;
+pub(crate) mod owners;
+
+use crate::base::guard;
+use crate::kvm::vm;
 use crate::kvm::{self, Counter, Gfn, Kvm, Memslot, MmuWrite, NewSlot, Page, Slots, VcpuSection};
-use crate::{notifier, owners, provider, vm};
+use crate::notifier;
+use crate::provider;
 use kernel::prelude::*;
 
 /// Whether guest writes to a page are tracked (`kvm_gfn_is_write_tracked()`).

@@ -11,15 +11,19 @@
 //! C source: `arch/x86/kvm/mmu/page_track.c`.
 
 use crate::abi::errno;
-use crate::bindings;
-use crate::ftrace::Hook;
-use crate::guard;
-use crate::inline_atomic::smp_mb;
+use crate::base::bindings;
+use crate::base::ftrace::Hook;
+use crate::base::guard;
+use crate::base::once::smp_mb;
+use crate::base::symbol::resolve;
+use crate::kvm::listeners::Written;
+use crate::kvm::vm;
 use crate::kvm::{Gfn, Gpa, Kvm, Memslot, NewSlot};
-use crate::kvm_symbols::resolve;
-use crate::notifier_list::Written;
+use crate::memslot;
+use crate::memslot::owners;
+use crate::notifier;
+use crate::notifier_clients;
 use crate::provider::{self, HOOKS};
-use crate::{clients, memslot, notifier, owners, vm};
 use kernel::ffi::{c_int, c_ulong};
 use kernel::prelude::*;
 
@@ -27,14 +31,14 @@ use kernel::prelude::*;
 /// and the type that both have; `before` a function, a stub that it is to call.
 macro_rules! hooks {
     ($($kind:ident $name:ident: $ours:path as $type:ty;)*) => {
-        pub(crate) static HOOKS: [$crate::ftrace::Hook; [$(stringify!($name)),*].len()] = [$({
+        pub(crate) static HOOKS: [$crate::base::ftrace::Hook; [$(stringify!($name)),*].len()] = [$({
             const OURS: $type = $ours;
             // SAFETY: The type ascription above repeats the prototype of the function replaced, and
             // the body keeps its contract as its documentation says; or it is a stub of
             // kvm_without_tracking_stubs.S, which only returns.
             unsafe {
-                $crate::ftrace::Hook::$kind(
-                    $crate::kvm_symbols::Symbol::new($crate::mmu_hooks::hooks!(@symbol $name)),
+                $crate::base::ftrace::Hook::$kind(
+                    $crate::base::symbol::Symbol::new($crate::mmu_hooks::hooks!(@symbol $name)),
                     OURS as *const (),
                 )
             }
@@ -90,7 +94,7 @@ pub(crate) unsafe extern "C" fn write(kvm: &Kvm, gpa: Gpa, new: *const u8, bytes
     smp_mb();
     if !notifier::any(kvm) {
         // SAFETY: As the caller promises.
-        unsafe { clients::written(kvm, gpa, new, bytes) };
+        unsafe { notifier_clients::written(kvm, gpa, new, bytes) };
         return;
     }
     // SAFETY: As the caller promises; `new` holds the bytes written during the call.
@@ -108,7 +112,7 @@ pub(crate) unsafe extern "C" fn delete_slot(kvm: &Kvm, slot: &Memslot) {
     if notifier::any(kvm) {
         notifier::region_removed(kvm, slot);
     } else {
-        clients::deleted(kvm, slot);
+        notifier_clients::deleted(kvm, slot);
     }
 }
 

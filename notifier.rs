@@ -7,14 +7,16 @@
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`.
 
-use crate::guard;
-use crate::inline_atomic::increment;
-use crate::kernel_api::eopnotsupp;
+use crate::base::guard;
+use crate::base::kernel_api::eopnotsupp;
+use crate::base::module_pin::ModulePin;
+use crate::base::once::increment;
+use crate::kvm::listeners::{Client, ListSection, Node, Written};
+use crate::kvm::vm;
 use crate::kvm::{gpa_to_gfn, Gpa, Kvm, Memslot, MmuGuard, MmuWrite, VcpuSection};
-use crate::module_pin::ModulePin;
-use crate::notifier_list::{Client, ListSection, Node, Written};
+use crate::memslot;
+use crate::notifier_clients;
 use crate::provider::{self, Notifiers};
-use crate::{clients, memslot, vm};
 use kernel::prelude::*;
 
 /// What every registration checks first.
@@ -183,7 +185,7 @@ pub(crate) fn register_client(kvm: &Kvm, client: &Client) -> Result {
     }
     let pin = ModulePin::get()?;
     vm::find_or_create(kvm)?.provider.make_ready()?;
-    clients::open();
+    notifier_clients::open();
     // Before the client can be found, hence unregistered.
     // SAFETY: The caller has a reference.
     unsafe { kvm.get() };
@@ -192,7 +194,7 @@ pub(crate) fn register_client(kvm: &Kvm, client: &Client) -> Result {
         unsafe { kvm.put() };
         return Err(EEXIST);
     }
-    clients::count();
+    notifier_clients::count();
     pin.keep();
     Ok(())
 }
@@ -202,7 +204,7 @@ pub(crate) fn unregister_client(kvm: &Kvm, client: &Client) {
     if !vm::remove_client(&kvm.lock_mmu(), client) {
         return;
     }
-    clients::uncount();
+    notifier_clients::uncount();
     ListSection::synchronize(kvm);
     // SAFETY: Registering took a reference and kept a pin, and the client has just been taken out.
     // `kvm` is not used afterwards.

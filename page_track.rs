@@ -19,36 +19,26 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod abi;
-mod bindings;
-mod clients;
-mod debugfs;
-mod ftrace;
-mod guard;
-mod inline_atomic;
-mod kernel_api;
+mod base;
+mod dev;
 mod kvm;
-mod kvm_functions;
-mod kvm_symbols;
 mod memslot;
 mod mmu_hooks;
-mod module_pin;
 mod notifier;
-mod notifier_list;
-mod owners;
+mod notifier_clients;
 #[cfg_attr(
     CONFIG_KVM_EXTERNAL_WRITE_TRACKING = "y",
-    path = "kvm_with_tracking.rs"
+    path = "mmu_hooks/with_tracking.rs"
 )]
 #[cfg_attr(
     not(CONFIG_KVM_EXTERNAL_WRITE_TRACKING = "y"),
-    path = "kvm_without_tracking.rs"
+    path = "mmu_hooks/without_tracking.rs"
 )]
 mod provider;
-mod ranges;
-mod srcu;
 mod tracker;
-mod vm;
 
+use crate::dev::debugfs;
+use crate::kvm::vm;
 use kernel::prelude::*;
 
 module! {
@@ -69,7 +59,7 @@ impl kernel::Module for PageTrack {
         // SAFETY: Module init runs once, and these are its first statements.
         unsafe { vm::init() };
         kvm::init();
-        kvm_functions::connect()?;
+        kvm::functions::connect()?;
         if let Err(e) = mmu_hooks::attach() {
             // SAFETY: Nothing is attached any more, and no other module has found our symbols.
             unsafe { vm::clear() };

@@ -6,10 +6,12 @@
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `arch/x86/include/asm/kvm_page_track.h`.
 
+use crate::abi;
+use crate::base::bindings;
+use crate::kvm::listeners::{Head, Node, Nodes};
 use crate::kvm::{Gfn, Gpa, Kvm, Memslot, MmuWrite};
+use crate::memslot;
 use crate::mmu_hooks::{self, hooks};
-use crate::notifier_list::{Head, Node, Nodes};
-use crate::{abi, bindings, memslot};
 use core::ptr::{addr_of, addr_of_mut, NonNull};
 use kernel::ffi::{c_int, c_ulong};
 use kernel::prelude::*;

@@ -5,7 +5,7 @@
 //! Made here from what all of them have, so that one source builds for all, the same code
 //! everywhere. What only C knows differently is in `helpers.c`.
 
-use crate::bindings;
+use crate::base::bindings;
 use kernel::prelude::*;
 
 /// Operation not supported (`-EOPNOTSUPP`), which Linux 7.3 has in the prelude.

@@ -8,7 +8,7 @@
 //!
 //! C source: `kernel/kprobes.c`.
 
-use crate::bindings;
+use crate::base::bindings;
 use core::ptr::addr_of_mut;
 use kernel::prelude::*;
 

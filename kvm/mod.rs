@@ -10,7 +10,12 @@
 //!
 //! C headers: `include/linux/kvm_host.h`, `arch/x86/include/asm/kvm_host.h`.
 
-use crate::{bindings, srcu};
+pub(crate) mod functions;
+pub(crate) mod listeners;
+pub(crate) mod vm;
+
+use crate::base::bindings;
+use crate::base::srcu;
 use core::marker::PhantomData;
 use core::ops::Deref;
 use core::ptr::{addr_of, addr_of_mut, NonNull};

@@ -8,9 +8,11 @@
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `include/linux/rculist.h`.
 
+use crate::base::bindings;
+use crate::base::srcu;
+use crate::kvm::vm;
 use crate::kvm::{Gfn, Gpa, Kvm, Memslot, MmuWrite};
 use crate::provider::{self, Notifiers, RawNode};
-use crate::{bindings, srcu, vm};
 use core::marker::PhantomData;
 use core::ptr::{addr_of, addr_of_mut, NonNull};
 use kernel::ffi::c_int;

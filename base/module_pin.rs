@@ -3,9 +3,9 @@
 //! The module's own reference count: while somebody registered through us relies on it, rmmod says "in
 //! use".
 
-use crate::bindings;
-use crate::inline_atomic::increment_not_zero;
-use crate::kernel_api::this_module;
+use crate::base::bindings;
+use crate::base::kernel_api::this_module;
+use crate::base::once::increment_not_zero;
 use core::ptr::{addr_of, addr_of_mut};
 use kernel::prelude::*;
 use kernel::sync::atomic::Atomic;

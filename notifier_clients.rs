@@ -8,11 +8,11 @@
 //!
 //! C source: `include/linux/static_call.h`.
 
-use crate::bindings;
-use crate::inline_atomic::load;
+use crate::base::bindings;
+use crate::base::once::load;
+use crate::kvm::listeners::Written;
 use crate::kvm::{Gpa, Kvm, Memslot};
 use crate::notifier;
-use crate::notifier_list::Written;
 use kernel::ffi::c_int;
 use kernel::sync::atomic::{Atomic, Relaxed};
 

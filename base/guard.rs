@@ -9,7 +9,8 @@
 //!
 //! C source: `include/linux/srcu.h`.
 
-use crate::{bindings, srcu};
+use crate::base::bindings;
+use crate::base::srcu;
 use kernel::types::NotThreadSafe;
 
 /// A guard held. It may be held across a sleep.

@@ -9,10 +9,12 @@
 //! `kvm_mmu_track_write()` and `kvm_mmu_uninit_vm()` of `mmu.c`, `kvm_arch_commit_memory_region()` of
 //! `x86.c`.
 
+use crate::abi;
+use crate::base::bindings;
+use crate::kvm::listeners::{First, Node, Nodes, NotifierList};
+use crate::kvm::vm;
 use crate::kvm::{Gfn, Gpa, Kvm, Memslot, MmuWrite};
 use crate::mmu_hooks::{self, hooks};
-use crate::notifier_list::{First, Node, Nodes, NotifierList};
-use crate::{abi, bindings, vm};
 use core::ptr::NonNull;
 use kernel::ffi::{c_int, c_ulong};
 use kernel::prelude::*;

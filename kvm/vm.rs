@@ -13,10 +13,10 @@
 //! look at an entry of another VM, which may be destroyed at that moment, reads an entry all the
 //! same, and sees that it is another's. An entry becomes a VM's under the `mmu_lock` of that VM.
 
-use crate::inline_atomic::{cmpxchg, increment, load, store};
+use crate::base::module_pin::ModulePin;
+use crate::base::once::{cmpxchg, increment, load, store};
+use crate::kvm::listeners::{Client, First, Node, NotifierList};
 use crate::kvm::{hash_64, Kvm, MmuWrite};
-use crate::module_pin::ModulePin;
-use crate::notifier_list::{Client, First, Node, NotifierList};
 use crate::provider::PerVm;
 use core::ops::Deref;
 use kernel::prelude::*;

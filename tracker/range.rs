@@ -7,11 +7,13 @@
 //!
 //! C has no ranges. What a range does to each of its pages is in [`crate::tracker`].
 
-use crate::inline_atomic::smp_mb;
-use crate::kernel_api::eopnotsupp;
+use crate::base::kernel_api::eopnotsupp;
+use crate::base::once::smp_mb;
+use crate::kvm::vm;
 use crate::kvm::{Block, Gfn, Kvm, Memslot, MmuGuard, MmuWrite, Pages, Slots};
+use crate::memslot;
+use crate::memslot::owners;
 use crate::tracker::{add_locked, changeable, last_of, remove_locked};
-use crate::{memslot, owners, vm};
 use kernel::prelude::*;
 
 /// Tracks guest writes to a range of pages, or to none (`kvm_page_track_add_range()`). Sleeps.

@@ -9,8 +9,11 @@
 //!
 //! An open file keeps the module: the files' operations are in `helpers.c` for that reason.
 
-use crate::bindings;
-use crate::{memslot, mmu_hooks, notifier, vm};
+use crate::base::bindings;
+use crate::kvm::vm;
+use crate::memslot;
+use crate::mmu_hooks;
+use crate::notifier;
 use kernel::seq_file::SeqFile;
 use kernel::seq_print;
 use kernel::sync::atomic::Relaxed;

@@ -8,8 +8,8 @@
 #include <linux/rcupdate.h>
 #include <linux/srcu.h>
 
-#include "include/kvm_page_track.h"
-#include "helpers.h"
+#include <kvm_page_track.h>
+#include "../kvm/kvm.h"
 
 /* Constants that bindgen cannot see as macros. */
 static const unsigned int KPT_ADDRESS_SPACES = KVM_MAX_NR_ADDRESS_SPACES;

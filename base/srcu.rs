@@ -5,7 +5,7 @@
 //!
 //! C source: `include/linux/srcu.h`.
 
-use crate::bindings;
+use crate::base::bindings;
 use kernel::ffi::c_int;
 
 // srcu_read_lock() and srcu_read_unlock() are inline, and call these; with lockdep they do more.

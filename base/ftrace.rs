@@ -11,8 +11,8 @@
 //! C source: `kernel/trace/ftrace.c`, `include/linux/ftrace.h` (`ftrace_jmp_set()`),
 //! `samples/ftrace/ftrace-direct.c`.
 
-use crate::bindings;
-use crate::kvm_symbols::Symbol;
+use crate::base::bindings;
+use crate::base::symbol::Symbol;
 use kernel::error::to_result;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Relaxed};

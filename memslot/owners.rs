@@ -15,8 +15,8 @@
 //!
 //! [`MmuWrite::shadow_page_tables`]: crate::kvm::MmuWrite::shadow_page_tables
 
-use crate::inline_atomic::load;
-use crate::kernel_api::eopnotsupp;
+use crate::base::kernel_api::eopnotsupp;
+use crate::base::once::load;
 use crate::kvm::{Gfn, Kvm, MmuWrite};
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full};

@@ -5,8 +5,8 @@
 //! They are called directly, through the static calls of `helpers.c`: an indirect call would be a
 //! fatal #CP on CPUs with IBT.
 
-use crate::bindings::{self, kpt_kvm_function};
-use crate::kvm_symbols::{resolve, Symbol};
+use crate::base::bindings::{self, kpt_kvm_function};
+use crate::base::symbol::{resolve, Symbol};
 use kernel::prelude::*;
 
 const FUNCTIONS: [(Symbol, kpt_kvm_function); 4] = [

@@ -12,7 +12,7 @@
 
 #include <kvm_page_track.h>
 
-#include "helpers.h"
+#include "../kvm/kvm.h"
 
 /* With the very prototypes: their arguments are what the stubs hand on. */
 typeof(kvm_mmu_uninit_vm) kpt_before_uninit_vm;

@@ -8,11 +8,16 @@
 //! C source: `kvm_write_track_add_gfn()` and `kvm_write_track_remove_gfn()` in
 //! `arch/x86/kvm/mmu/page_track.c`.
 
-use crate::guard;
-use crate::inline_atomic::smp_mb;
-use crate::kernel_api::eopnotsupp;
+pub(crate) mod range;
+
+use crate::base::guard;
+use crate::base::kernel_api::eopnotsupp;
+use crate::base::once::smp_mb;
+use crate::kvm::vm;
 use crate::kvm::{Counter, Gfn, Kvm, Memslot, MmuWrite, Page, Slots, SlotsArchLocked};
-use crate::{memslot, notifier, owners, vm};
+use crate::memslot;
+use crate::memslot::owners;
+use crate::notifier;
 use kernel::prelude::*;
 
 /// Finds a page whose count may be changed, with an add, or by a remove.

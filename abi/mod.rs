@@ -5,12 +5,14 @@
 //!
 //! Checks pointers and the mode, makes views of them, and turns errors into numbers.
 
-use crate::bindings;
-use crate::guard;
+use crate::base::bindings;
+use crate::base::guard;
+use crate::kvm::listeners::{Client, Node};
 use crate::kvm::{Gfn, Kvm, Memslot};
-use crate::notifier_list::{Client, Node};
+use crate::notifier;
 use crate::provider::RawNode;
-use crate::{notifier, ranges, tracker};
+use crate::tracker;
+use crate::tracker::range;
 use core::ptr::NonNull;
 use kernel::error::from_result;
 use kernel::ffi::{c_int, c_uint, c_ulong};
@@ -19,7 +21,8 @@ use kernel::prelude::*;
 /// `KVM_PAGE_TRACK_WRITE`.
 const WRITE: c_uint = bindings::kvm_page_track_mode_KVM_PAGE_TRACK_WRITE;
 
-const _: () = assert!(bindings::KVM_PAGE_TRACK_MAX_USERS == crate::owners::MAX_USERS as c_uint);
+const _: () =
+    assert!(bindings::KVM_PAGE_TRACK_MAX_USERS == crate::memslot::owners::MAX_USERS as c_uint);
 
 /// Checks the two arguments that most functions share.
 ///
@@ -89,7 +92,7 @@ unsafe extern "C" fn kvm_page_track_add_range(
     from_result(|| {
         // SAFETY: The caller's promise.
         let kvm = unsafe { check(kvm, mode) }?;
-        ranges::add(kvm, gfn, nr as u64).map(|()| 0)
+        range::add(kvm, gfn, nr as u64).map(|()| 0)
     })
 }
 
@@ -108,7 +111,7 @@ unsafe extern "C" fn kvm_page_track_remove_range(
     from_result(|| {
         // SAFETY: The caller's promise.
         let kvm = unsafe { check(kvm, mode) }?;
-        ranges::remove(kvm, gfn, nr as u64).map(|()| 0)
+        range::remove(kvm, gfn, nr as u64).map(|()| 0)
     })
 }
 

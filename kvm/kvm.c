@@ -19,7 +19,7 @@
 #include "mmu/tdp_mmu.h"
 #include "svm/svm.h"
 
-#include "helpers.h"
+#include "kvm.h"
 
 /*
  * kvm.ko's own functions.  Their ENDBR is sealed away in distribution kernels:
