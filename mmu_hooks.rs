@@ -2,40 +2,52 @@
 
 //! The functions of `kvm.ko` that lead to us, and what they do now.
 //!
-//! Which these are depends on what KVM offers to other modules: [`crate::provider`] has the table.
-//! The bodies only turn KVM's arguments into safe views and hand over to [`crate::memslot`] and
-//! [`crate::notifier`]. Any mixture of C and Rust functions is correct, so that attaching and
-//! detaching need no stop: who unregisters, reads and tells comes first, then what creates and changes
-//! counters, registration last (design, section 5, rule 1).
+//! Which these are depends on what KVM offers to other modules: the two tables are in `mmu_hooks/`. The
+//! bodies only turn KVM's arguments into safe views and hand over to the layers below; nothing else
+//! belongs here.
+//!
+//! Any mixture of C and Rust functions is correct, so that attaching and detaching need no stop: who
+//! unregisters, reads and tells comes first, then what creates and changes counters, registration last
+//! (docs/internals.md, rule 1).
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`.
 
+#[cfg_attr(
+    CONFIG_KVM_EXTERNAL_WRITE_TRACKING = "y",
+    path = "mmu_hooks/with_tracking.rs"
+)]
+#[cfg_attr(
+    not(CONFIG_KVM_EXTERNAL_WRITE_TRACKING = "y"),
+    path = "mmu_hooks/without_tracking.rs"
+)]
+mod table;
+
+pub(crate) use table::{ATTACHED, DETACHED, OBSERVED};
+
 use crate::abi::errno;
-use crate::base::bindings;
 use crate::base::ftrace::Hook;
 use crate::base::guard;
-use crate::base::once::smp_mb;
+use crate::base::kernel_api::sleep_for_ever;
 use crate::base::symbol::resolve;
-use crate::kvm::listeners::Written;
-use crate::kvm::vm;
-use crate::kvm::{Gfn, Gpa, Kvm, Memslot, NewSlot};
-use crate::memslot;
-use crate::memslot::owners;
-use crate::notifier;
-use crate::notifier_clients;
-use crate::provider::{self, HOOKS};
+use crate::kvm::{external, vm, Gfn, Gpa, Kvm, Memslot, NewSlot, Written};
+use crate::memslot::{self, owners};
+use crate::tracker::{detach::untrack_all, event, memslot_moves};
 use kernel::ffi::{c_int, c_ulong};
 use kernel::prelude::*;
+use table::HOOKS;
+
+/// How many of the hooks stay until nobody is called by us any more: who tells of VMs that die.
+const UNTIL_DRAINED: usize = 1;
 
 /// Declares the table of hooks in the order in which they are attached: `replace` a function by ours
 /// and the type that both have; `before` a function, a stub that it is to call.
 macro_rules! hooks {
     ($($kind:ident $name:ident: $ours:path as $type:ty;)*) => {
-        pub(crate) static HOOKS: [$crate::base::ftrace::Hook; [$(stringify!($name)),*].len()] = [$({
+        pub(super) static HOOKS: [$crate::base::ftrace::Hook; [$(stringify!($name)),*].len()] = [$({
             const OURS: $type = $ours;
             // SAFETY: The type ascription above repeats the prototype of the function replaced, and
             // the body keeps its contract as its documentation says; or it is a stub of
-            // kvm_without_tracking_stubs.S, which only returns.
+            // without_tracking_stubs.S, which only returns.
             unsafe {
                 $crate::base::ftrace::Hook::$kind(
                     $crate::base::symbol::Symbol::new($crate::mmu_hooks::hooks!(@symbol $name)),
@@ -51,7 +63,7 @@ macro_rules! hooks {
         }
     };
 }
-pub(crate) use hooks;
+use hooks;
 
 /// A VM is being destroyed: `kvm_page_track_cleanup()`, or before `kvm_mmu_uninit_vm()`.
 ///
@@ -63,7 +75,7 @@ pub(crate) unsafe extern "C" fn cleanup(kvm: &Kvm) {
     // SAFETY: The VM is being destroyed, nobody uses it any more.
     unsafe {
         vm::destroyed(kvm);
-        provider::cleanup(kvm);
+        external::cleanup(kvm);
     }
 }
 
@@ -88,18 +100,9 @@ pub(crate) unsafe extern "C" fn gfn_is_write_tracked(
 ///
 /// KVM's arguments; the caller is a vCPU task inside a `kvm->srcu` read section.
 pub(crate) unsafe extern "C" fn write(kvm: &Kvm, gpa: Gpa, new: *const u8, bytes: c_int) {
-    // Whoever is told of nothing has added the page after the guest's write was visible: the write
-    // first, then the count. Pairs with the barrier in `tracker::add_locked`; KVM has the same pair in
-    // kvm_mmu_track_write() and account_shadowed().
-    smp_mb();
-    if !notifier::any(kvm) {
-        // SAFETY: As the caller promises.
-        unsafe { notifier_clients::written(kvm, gpa, new, bytes) };
-        return;
-    }
     // SAFETY: As the caller promises; `new` holds the bytes written during the call.
     let (vcpu, written) = unsafe { (kvm.assume_vcpu_section(), Written::new(new, bytes)) };
-    notifier::write_emulated(vcpu, gpa, written);
+    event::written(vcpu, gpa, written);
 }
 
 /// `kvm_page_track_delete_slot()`, or before `kvm_arch_commit_memory_region()`: a memslot was deleted
@@ -109,11 +112,7 @@ pub(crate) unsafe extern "C" fn write(kvm: &Kvm, gpa: Gpa, new: *const u8, bytes
 ///
 /// KVM's arguments; `slots_lock` is held.
 pub(crate) unsafe extern "C" fn delete_slot(kvm: &Kvm, slot: &Memslot) {
-    if notifier::any(kvm) {
-        notifier::region_removed(kvm, slot);
-    } else {
-        notifier_clients::deleted(kvm, slot);
-    }
+    event::memslot_deleted(kvm, slot);
 }
 
 /// `kvm_page_track_create_memslot()`: a memslot is made, or made anew at another place.
@@ -128,7 +127,7 @@ pub(crate) unsafe extern "C" fn create_memslot(
 ) -> c_int {
     // SAFETY: As the caller promises.
     let new = unsafe { NewSlot::new(kvm, slot) };
-    errno(memslot::created(new))
+    errno(memslot_moves::created(new))
 }
 
 /// `__kvm_write_track_add_gfn()`: KVM shadows a guest page table. Sleeps on PREEMPT_RT only.
@@ -156,9 +155,7 @@ pub(crate) unsafe extern "C" fn remove_gfn_locked(kvm: &Kvm, slot: &Memslot, gfn
 }
 
 /// Every hook, in the order of attachment.
-pub(crate) fn all() -> &'static [Hook] {
-    &HOOKS
-}
+pub(crate) static ALL: &[Hook] = &HOOKS;
 
 /// Attaches every hook, or none. Sleeps.
 ///
@@ -184,7 +181,7 @@ pub(crate) fn attach() -> Result {
             return Err(e);
         }
     }
-    if provider::C_ADDS_PAGES {
+    if table::C_ADDS_PAGES {
         // Whoever entered C's function that adds pages before it was replaced has left it.
         guard::synchronize_tasks();
     }
@@ -198,24 +195,13 @@ pub(crate) fn attach() -> Result {
 /// jump leads to must not be freed.
 pub(crate) fn detach() {
     owners::stop_checking();
-    let (last, others) = HOOKS.split_at(provider::UNTIL_DRAINED);
+    let (last, others) = HOOKS.split_at(UNTIL_DRAINED);
     others.iter().rev().for_each(detach_one);
     // While VMs that die still tell us.
     guard::wait();
-    forget_all();
+    untrack_all();
     last.iter().rev().for_each(detach_one);
     guard::drain();
-}
-
-/// What other modules have left tracked is tracked no more, unless C goes on with it; or, after a
-/// forced unload, whoever is registered.
-fn forget_all() {
-    vm::for_each(|kvm, vm| {
-        memslot::untrack_all(kvm, || provider::enabled_by_c(kvm) || vm.pins());
-        Ok(())
-    })
-    // The closure does not fail.
-    .ok();
 }
 
 fn detach_one(hook: &'static Hook) {
@@ -226,10 +212,7 @@ fn detach_one(hook: &'static Hook) {
         hook.symbol().name(),
         e.to_errno()
     );
-    loop {
-        // SAFETY: Sleeps, in module exit or in a failed init: no lock is held.
-        unsafe { bindings::kpt_sleep_idle() };
-    }
+    sleep_for_ever();
 }
 
 #[kernel::macros::kunit_tests(kvm_page_track_mmu_hooks)]

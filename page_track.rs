@@ -2,19 +2,17 @@
 
 //! kvm_page_track: write tracking of KVM guest pages, beside a stock `kvm.ko`.
 //!
-//! ```text
-//! kvm.ko  --jump-->  mmu_hooks  -->  memslot   the u16 counters, asked by the fault path
-//!                               -->  notifier  events: guest writes, memslots deleted and moved
-//!                               -->  tracker   adds and removes of other modules
-//! other modules  -->  abi       -->  tracker, ranges, notifier
-//! ```
+//! The layers, each of which knows only those below it (`make check` looks at that):
 //!
-//! [`owners`] knows which counts are not KVM's, [`vm`] what belongs to which VM. [`provider`] is what
-//! differs between a KVM that tracks for other modules and one that does not. The edges to C are
-//! [`provider`], [`kvm`], [`notifier_list`], [`clients`], [`inline_atomic`], [`guard`], [`module_pin`],
-//! [`srcu`], [`ftrace`], [`kvm_symbols`], [`kvm_functions`], [`mmu_hooks`], [`debugfs`] and [`abi`], and [`vm`] is
-//! a table that is read without a lock. Of the rest only [`notifier`] and [`memslot`] say `unsafe`, where
-//! a reference is taken across a function, and where counters change hands.
+//! - [`mmu_hooks`]: the functions of KVM that lead to us;
+//! - [`abi`]: functions for other modules; [`dev`]: debugfs;
+//! - [`tracker`]: adds, removes and events, which need counters and listeners both;
+//! - [`memslot`]: the counters; [`notifier`]: who is told;
+//! - [`kvm`]: views of KVM's structures, and what we keep of a VM;
+//! - [`base`]: what the kernel crate lacks.
+//!
+//! `unsafe` is in [`mmu_hooks`], [`abi`], [`dev`], [`kvm`] and [`base`] only, and here, where the module
+//! begins and ends.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
@@ -25,21 +23,11 @@ mod kvm;
 mod memslot;
 mod mmu_hooks;
 mod notifier;
-mod notifier_clients;
-#[cfg_attr(
-    CONFIG_KVM_EXTERNAL_WRITE_TRACKING = "y",
-    path = "mmu_hooks/with_tracking.rs"
-)]
-#[cfg_attr(
-    not(CONFIG_KVM_EXTERNAL_WRITE_TRACKING = "y"),
-    path = "mmu_hooks/without_tracking.rs"
-)]
-mod provider;
 mod tracker;
 
-use crate::dev::debugfs;
-use crate::kvm::vm;
+use dev::debugfs::DebugFs;
 use kernel::prelude::*;
+use kvm::vm;
 
 module! {
     type: PageTrack,
@@ -51,7 +39,7 @@ module! {
 
 /// The module while it is loaded: attached from insmod to rmmod.
 struct PageTrack {
-    debugfs: Option<debugfs::DebugFs>,
+    debugfs: Option<DebugFs>,
 }
 
 impl kernel::Module for PageTrack {
@@ -65,15 +53,12 @@ impl kernel::Module for PageTrack {
             unsafe { vm::clear() };
             return Err(e);
         }
-        let debugfs = Some(debugfs::DebugFs::new());
+        let debugfs = Some(DebugFs::new(&mmu_hooks::ALL));
         pr_info!(
             "attached to kvm.ko: {} functions replaced{}, {}\n",
-            mmu_hooks::all()
-                .iter()
-                .filter(|hook| hook.replaces())
-                .count(),
-            provider::OBSERVED,
-            provider::ATTACHED
+            mmu_hooks::ALL.iter().filter(|hook| hook.replaces()).count(),
+            mmu_hooks::OBSERVED,
+            mmu_hooks::ATTACHED
         );
         Ok(Self { debugfs })
     }
@@ -88,6 +73,6 @@ impl Drop for PageTrack {
         // SAFETY: Every hook is detached and drained, and a module that uses our symbols would have
         // kept us from being unloaded.
         unsafe { vm::clear() };
-        pr_info!("detached from kvm.ko: {}\n", provider::DETACHED);
+        pr_info!("detached from kvm.ko: {}\n", mmu_hooks::DETACHED);
     }
 }

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The C ABI: what `include/kvm_page_track.h` declares and `exports.c` exports; and, at the end, the
-//! bodies of upstream's functions, which are KVM's or ours ([`crate::provider`]).
+//! Functions for other modules: what `include/kvm_page_track.h` declares and `exports.c` exports.
 //!
-//! Checks pointers and the mode, makes views of them, and turns errors into numbers.
+//! They check pointers and the mode, make views of them, and turn errors into numbers. Nothing else
+//! belongs here.
+
+pub(crate) mod upstream;
 
 use crate::base::bindings;
-use crate::base::guard;
-use crate::kvm::listeners::{Client, Node};
-use crate::kvm::{Gfn, Kvm, Memslot};
-use crate::notifier;
-use crate::provider::RawNode;
-use crate::tracker;
-use crate::tracker::range;
+use crate::kvm::{Client, Gfn, Kvm, Memslot};
+use crate::tracker::{self, range};
+use crate::{memslot, notifier};
 use core::ptr::NonNull;
 use kernel::error::from_result;
 use kernel::ffi::{c_int, c_uint, c_ulong};
@@ -21,8 +19,7 @@ use kernel::prelude::*;
 /// `KVM_PAGE_TRACK_WRITE`.
 const WRITE: c_uint = bindings::kvm_page_track_mode_KVM_PAGE_TRACK_WRITE;
 
-const _: () =
-    assert!(bindings::KVM_PAGE_TRACK_MAX_USERS == crate::memslot::owners::MAX_USERS as c_uint);
+const _: () = assert!(bindings::KVM_PAGE_TRACK_MAX_USERS == memslot::owners::MAX_USERS as c_uint);
 
 /// Checks the two arguments that most functions share.
 ///
@@ -38,8 +35,7 @@ unsafe fn check<'a>(kvm: *mut bindings::kvm, mode: c_uint) -> Result<&'a Kvm> {
     Ok(unsafe { Kvm::from_ptr(kvm) })
 }
 
-/// What C is told of a result, without the function call that `from_result` is for most callers here.
-#[inline(always)]
+/// What C is told of a result. ([`from_result`] is a function call, which these paths count.)
 pub(crate) fn errno(result: Result) -> c_int {
     match result {
         Ok(()) => 0,
@@ -212,64 +208,6 @@ unsafe extern "C" fn kvm_page_track_unregister_client(
         // SAFETY: The caller's promise.
         let (kvm, client) = unsafe { (Kvm::from_ptr(kvm), Client::from_ptr(client)) };
         notifier::unregister_client(kvm, client);
-    }
-}
-
-/// `kvm_write_track_add_gfn()`: upstream's name of `kvm_page_track_add_page()`. What may sleep in it
-/// takes the guard itself.
-///
-/// # Safety
-///
-/// `kvm` is NULL or a VM that the caller keeps alive.
-pub(crate) unsafe extern "C" fn write_track_add_gfn(kvm: *mut bindings::kvm, gfn: Gfn) -> c_int {
-    let _guard = guard::enter_if_locks_sleep();
-    // SAFETY: The caller's promise.
-    errno(unsafe { check(kvm, WRITE) }.and_then(|kvm| tracker::add_as_upstream(kvm, gfn)))
-}
-
-/// `kvm_write_track_remove_gfn()`: upstream's name of `kvm_page_track_remove_page()`.
-///
-/// # Safety
-///
-/// As [`write_track_add_gfn`].
-pub(crate) unsafe extern "C" fn write_track_remove_gfn(kvm: *mut bindings::kvm, gfn: Gfn) -> c_int {
-    let _guard = guard::enter_if_locks_sleep();
-    // SAFETY: The caller's promise.
-    errno(unsafe { check(kvm, WRITE) }.and_then(|kvm| tracker::remove_as_upstream(kvm, gfn)))
-}
-
-/// `kvm_page_track_register_notifier()`.
-///
-/// # Safety
-///
-/// As [`write_track_add_gfn`]; `node` is NULL or a notifier that stays valid until it is unregistered.
-pub(crate) unsafe extern "C" fn register_notifier(
-    kvm: *mut bindings::kvm,
-    node: *mut RawNode,
-) -> c_int {
-    let _guard = guard::enter_if_locks_sleep();
-    errno((|| {
-        let kvm = NonNull::new(kvm).ok_or(ESRCH)?;
-        // SAFETY: The caller's promise.
-        let kvm = unsafe { Kvm::from_ptr(kvm) };
-        notifier::check_process(kvm)?;
-        let node = NonNull::new(node).ok_or(EINVAL)?;
-        // SAFETY: The caller's promise.
-        notifier::register(kvm, unsafe { Node::from_ptr(node) })
-    })())
-}
-
-/// `kvm_page_track_unregister_notifier()`.
-///
-/// # Safety
-///
-/// As [`register_notifier`].
-pub(crate) unsafe extern "C" fn unregister_notifier(kvm: *mut bindings::kvm, node: *mut RawNode) {
-    let _guard = guard::enter();
-    if let (Some(kvm), Some(node)) = (NonNull::new(kvm), NonNull::new(node)) {
-        // SAFETY: The caller's promise.
-        let (kvm, node) = unsafe { (Kvm::from_ptr(kvm), Node::from_ptr(node)) };
-        notifier::unregister(kvm, node);
     }
 }
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What bindgen turns into bindings.rs: the kernel's headers and our helpers. */
+/* What bindgen turns into bindings.rs: headers of the kernel, and ours. */
 #include <linux/ftrace.h>
-#include <linux/hash.h>
 #include <linux/kprobes.h>
 #include <linux/kvm_host.h>
 #include <linux/module.h>
@@ -9,6 +8,9 @@
 #include <linux/srcu.h>
 
 #include <kvm_page_track.h>
+
+#include "base.h"
+#include "../dev/debugfs.h"
 #include "../kvm/kvm.h"
 
 /* Constants that bindgen cannot see as macros. */
@@ -18,5 +20,4 @@ static const unsigned int KPT_SLOT_GUEST_MEMFD = KVM_MEM_GUEST_MEMFD;
 static const unsigned int KPT_UPDATE_IN_PROGRESS_BIT =
 	__builtin_ctzll(KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS);
 static const unsigned long KPT_FTRACE_PERMANENT = FTRACE_OPS_FL_PERMANENT;
-static const u64 KPT_GOLDEN_RATIO_64 = GOLDEN_RATIO_64;
 static const unsigned int KPT_KPROBE_DISABLED = KPROBE_FLAG_DISABLED;

@@ -4,7 +4,7 @@
 //!
 //! Before the text can be freed, [`drain`] waits for every guard, and Tasks RCU for what is outside
 //! of one: the few instructions before a guard is entered and after it is left, and hook functions
-//! that do not sleep, which need no guard (design, section 5, rule 2). Nobody may leave a guard and
+//! that do not sleep, which need no guard (docs/internals.md, rule 2). Nobody may leave a guard and
 //! enter it again: [`drain`] could be over in between, and then waits only for who does not sleep.
 //!
 //! C source: `include/linux/srcu.h`.

@@ -5,15 +5,15 @@
 //! - `hooks`: `function address state`, a line each;
 //! - `vms`: `pid pages counter_bytes notifiers events`, a header and a line per VM that the module
 //!   knows: the process that created it, pages tracked for other modules, memory of the counters,
-//!   notifiers and clients registered, guest writes delivered.
+//!   notifiers and clients registered, guest writes that clients were told of.
 //!
-//! An open file keeps the module: the files' operations are in `helpers.c` for that reason.
+//! An open file keeps the module: the files' operations are in `debugfs.c` for that reason.
 
 use crate::base::bindings;
+use crate::base::ftrace::Hook;
 use crate::kvm::vm;
-use crate::memslot;
-use crate::mmu_hooks;
-use crate::notifier;
+use crate::{memslot, notifier};
+use kernel::ffi::c_void;
 use kernel::seq_file::SeqFile;
 use kernel::seq_print;
 use kernel::sync::atomic::Relaxed;
@@ -28,9 +28,10 @@ unsafe impl Sync for DebugFs {}
 
 impl DebugFs {
     /// Makes the directory and its files. They are there to look at: the module works without.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(hooks: &'static &'static [Hook]) -> Self {
+        let hooks = core::ptr::from_ref(hooks).cast_mut().cast();
         // SAFETY: Process context. An error pointer is what `debugfs_remove()` ignores.
-        Self(unsafe { bindings::kpt_debugfs_create() })
+        Self(unsafe { bindings::kpt_debugfs_create(hooks) })
     }
 }
 
@@ -45,12 +46,12 @@ impl Drop for DebugFs {
 ///
 /// # Safety
 ///
-/// `m` is a valid seq_file.
+/// `m` is a valid seq_file; `hooks` is what [`DebugFs::new`] was given.
 #[no_mangle]
-unsafe extern "C" fn kpt_show_hooks(m: *mut bindings::seq_file) {
+unsafe extern "C" fn kpt_show_hooks(m: *mut bindings::seq_file, hooks: *mut c_void) {
     // SAFETY: The caller's promise.
-    let m = unsafe { SeqFile::from_raw(m.cast()) };
-    for hook in mmu_hooks::all() {
+    let (m, hooks) = unsafe { (SeqFile::from_raw(m.cast()), *hooks.cast::<&[Hook]>()) };
+    for hook in hooks {
         let name = hook.symbol().name();
         match hook.attached_at() {
             Some(address) => seq_print!(m, "{name} {address:#x} attached\n"),

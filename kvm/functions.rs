@@ -2,17 +2,25 @@
 
 //! The functions of `kvm.ko` that the module calls although they are not exported.
 //!
-//! They are called directly, through the static calls of `helpers.c`: an indirect call would be a
+//! They are called directly, through the static calls of `kvm.c`: an indirect call would be a
 //! fatal #CP on CPUs with IBT.
 
 use crate::base::bindings::{self, kpt_kvm_function};
 use crate::base::symbol::{resolve, Symbol};
 use kernel::prelude::*;
 
-const FUNCTIONS: [(Symbol, kpt_kvm_function); 4] = [
+const FUNCTIONS: [(Symbol, kpt_kvm_function); 6] = [
     (
         Symbol::new(c"kvm:kvm_flush_remote_tlbs"),
         bindings::kpt_kvm_function_KPT_KVM_FLUSH_REMOTE_TLBS,
+    ),
+    (
+        Symbol::new(c"kvm:kvm_mmu_gfn_allow_lpage"),
+        bindings::kpt_kvm_function_KPT_KVM_MMU_GFN_ALLOW_LPAGE,
+    ),
+    (
+        Symbol::new(c"kvm:kvm_mmu_gfn_disallow_lpage"),
+        bindings::kpt_kvm_function_KPT_KVM_MMU_GFN_DISALLOW_LPAGE,
     ),
     (
         Symbol::new(c"kvm:kvm_mmu_slot_gfn_write_protect"),
@@ -42,7 +50,7 @@ pub(crate) fn connect() -> Result {
     );
     let addresses = resolve(&FUNCTIONS.map(|(symbol, _)| symbol))?;
     for ((_, which), &address) in FUNCTIONS.iter().zip(&addresses) {
-        // SAFETY: The address is that of the function named, whose prototype helpers.c repeats; the
+        // SAFETY: The address is that of the function named, whose prototype kvm.c repeats; the
         // module links against kvm.ko, so that text stays as long as ours.
         unsafe { bindings::kpt_set_kvm_function(*which, address) };
     }

@@ -1,14 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * C for Rust: inline functions and macros of the kernel, and direct calls to
- * functions that kvm.ko does not export.  No logic lives here.
+ * C for Rust, of KVM: inline functions and macros, and direct calls to functions
+ * that kvm.ko does not export.  No logic lives here.
  */
-#include <linux/debugfs.h>
+#include <linux/hash.h>
 #include <linux/kvm_host.h>
-#include <linux/module.h>
-#include <linux/poison.h>
-#include <linux/rculist.h>
-#include <linux/srcu.h>
 #include <linux/static_call.h>
 #include <linux/vmalloc.h>
 
@@ -30,21 +26,26 @@ typedef void (kpt_flush_fn)(struct kvm *kvm);
 typedef bool (kpt_protect_fn)(struct kvm *kvm, struct kvm_memory_slot *slot,
 			      u64 gfn, int min_level);
 typedef bool (kpt_enabled_fn)(struct kvm *kvm);
+typedef void (kpt_lpage_fn)(const struct kvm_memory_slot *slot, gfn_t gfn);
 
 DEFINE_STATIC_CALL_NULL(kpt_flush, kpt_flush_fn);
+DEFINE_STATIC_CALL_NULL(kpt_allow, kpt_lpage_fn);
+DEFINE_STATIC_CALL_NULL(kpt_disallow, kpt_lpage_fn);
 DEFINE_STATIC_CALL_RET0(kpt_protect, kpt_protect_fn);
 DEFINE_STATIC_CALL_RET0(kpt_tdp_protect, kpt_protect_fn);
 DEFINE_STATIC_CALL_RET0(kpt_enabled, kpt_enabled_fn);
-
-/* clients.rs calls and updates these. */
-DEFINE_STATIC_CALL_NULL(kpt_written, kpt_write_to_clients);
-DEFINE_STATIC_CALL_NULL(kpt_deleted, kpt_deletion_to_clients);
 
 void kpt_set_kvm_function(enum kpt_kvm_function which, unsigned long addr)
 {
 	switch (which) {
 	case KPT_KVM_FLUSH_REMOTE_TLBS:
 		static_call_update(kpt_flush, (kpt_flush_fn *)addr);
+		break;
+	case KPT_KVM_MMU_GFN_ALLOW_LPAGE:
+		static_call_update(kpt_allow, (kpt_lpage_fn *)addr);
+		break;
+	case KPT_KVM_MMU_GFN_DISALLOW_LPAGE:
+		static_call_update(kpt_disallow, (kpt_lpage_fn *)addr);
 		break;
 	case KPT_KVM_MMU_SLOT_GFN_WRITE_PROTECT:
 		static_call_update(kpt_protect, (kpt_protect_fn *)addr);
@@ -65,6 +66,16 @@ void KPT_DIRECT kpt_flush_remote_tlbs(struct kvm *kvm)
 	static_call(kpt_flush)(kvm);
 }
 
+void KPT_DIRECT kpt_allow_lpage(struct kvm_memory_slot *slot, gfn_t gfn)
+{
+	static_call(kpt_allow)(slot, gfn);
+}
+
+void KPT_DIRECT kpt_disallow_lpage(struct kvm_memory_slot *slot, gfn_t gfn)
+{
+	static_call(kpt_disallow)(slot, gfn);
+}
+
 bool KPT_DIRECT kpt_slot_gfn_write_protect(struct kvm *kvm,
 					   struct kvm_memory_slot *slot,
 					   gfn_t gfn)
@@ -83,10 +94,14 @@ bool kpt_write_tracking_enabled(struct kvm *kvm)
 	return static_call(kpt_enabled)(kvm);
 }
 
-/* Where it is inline; else Rust calls it. */
-void kpt_write_unlock(rwlock_t *lock)
+void KPT_DIRECT kpt_mmu_write_lock(struct kvm *kvm)
 {
-	write_unlock(lock);
+	write_lock(&kvm->mmu_lock);
+}
+
+void KPT_DIRECT kpt_mmu_write_unlock(struct kvm *kvm)
+{
+	write_unlock(&kvm->mmu_lock);
 }
 
 bool kpt_mmu_is_wanted(struct kvm *kvm)
@@ -109,26 +124,40 @@ void kpt_mmu_read_unlock(struct kvm *kvm)
 	read_unlock(&kvm->mmu_lock);
 }
 
-/* kvm.rs computes kvm_page_table_hashfn(). */
+/*
+ * Where KVM links its shadow pages of a gfn, among others, from when they are
+ * made until they are freed: kvm_page_table_hashfn() and kvm_get_mmu_page_hash(),
+ * which are private to mmu.c.  NULL before KVM has a table of shadow pages.  (A
+ * dying VM that had some: KVM frees the table, but only when none is left.)
+ */
 static_assert(KPT_SHADOW_HASH_SHIFT == KVM_MMU_HASH_SHIFT);
-#ifdef CONFIG_HAVE_ARCH_HASH
-#error "hash_64() is not the generic one"
-#endif
+
+static __always_inline struct hlist_head *shadow_bucket(struct kvm *kvm, gfn_t gfn)
+{
+	/* Pairs with the smp_store_release() in kvm_mmu_alloc_page_hash(). */
+	struct hlist_head *table = smp_load_acquire(&kvm->arch.mmu_page_hash);
+
+	return table ? &table[hash_64(gfn, KPT_SHADOW_HASH_SHIFT)] : NULL;
+}
 
 /*
  * The shadow pages of @gfn in address space 0 for which KVM counts it as
  * tracked: those of guest page tables (not direct, not passed through) that are
  * not leaves, from when they are made until they are zapped (made invalid).
- * @bucket is where KVM links them.
  */
-unsigned int KPT_DIRECT kpt_shadow_page_tables(struct kvm *kvm,
-					       const struct hlist_head *bucket,
-					       gfn_t gfn)
+unsigned int KPT_DIRECT kpt_shadow_page_tables(struct kvm *kvm, gfn_t gfn)
 {
+	struct hlist_head *bucket;
 	struct kvm_mmu_page *sp;
 	unsigned int n = 0;
 
 	lockdep_assert_held(&kvm->mmu_lock);
+	/* Also keeps the table of a dying VM from being looked at. */
+	if (!kvm->arch.indirect_shadow_pages)
+		return 0;
+	bucket = shadow_bucket(kvm, gfn);
+	if (!bucket)
+		return 0;
 	hlist_for_each_entry(sp, bucket, hash_link) {
 		union kvm_mmu_page_role role = sp->role;
 
@@ -140,16 +169,34 @@ unsigned int KPT_DIRECT kpt_shadow_page_tables(struct kvm *kvm,
 }
 
 /* Whether one is there at all, of whatever role that KVM counts. */
-bool KPT_DIRECT kpt_finds_shadow_page(const struct hlist_head *bucket, gfn_t gfn)
+bool KPT_DIRECT kpt_finds_shadow_page(struct kvm *kvm, gfn_t gfn)
 {
+	struct hlist_head *bucket;
 	struct kvm_mmu_page *sp;
 
+	lockdep_assert_held_write(&kvm->mmu_lock);
+	if (!kvm->arch.indirect_shadow_pages)
+		return false;
+	bucket = shadow_bucket(kvm, gfn);
+	if (!bucket)
+		return false;
 	hlist_for_each_entry(sp, bucket, hash_link) {
 		if (sp->gfn == gfn && sp->role.level > PG_LEVEL_4K &&
 		    !sp->role.direct)
 			return true;
 	}
 	return false;
+}
+
+/*
+ * Whether there may be one, without the lock: false only if none was linked at
+ * that moment.  For a vCPU, as long as which KVM does not free its table.
+ */
+bool KPT_DIRECT kpt_may_shadow(struct kvm *kvm, gfn_t gfn)
+{
+	struct hlist_head *bucket = shadow_bucket(kvm, gfn);
+
+	return bucket && READ_ONCE(bucket->first);
 }
 
 void kpt_slots_arch_lock(struct kvm *kvm)
@@ -167,15 +214,11 @@ int kpt_nr_address_spaces(struct kvm *kvm)
 	return kvm_arch_nr_memslot_as_ids(kvm);
 }
 
-/* What __gfn_to_memslot() does if it is not the memslot that was found last. */
-struct kvm_memory_slot *KPT_DIRECT kpt_search_slots(struct kvm_memslots *slots,
-						    gfn_t gfn)
+/* In a read section of kvm->srcu, or with slots_lock held. */
+struct kvm_memory_slot *KPT_DIRECT kpt_find_slot(struct kvm *kvm, int as_id,
+						 gfn_t gfn)
 {
-	struct kvm_memory_slot *slot = search_memslots(slots, gfn, false);
-
-	if (slot)
-		atomic_long_set(&slots->last_used_slot, (unsigned long)slot);
-	return slot;
+	return __gfn_to_memslot(__kvm_memslots(kvm, as_id), gfn);
 }
 
 static struct kvm_memory_slot *slot_of(const struct kvm_memslots *slots,
@@ -240,90 +283,3 @@ bool kpt_unit_make_sev(struct kvm *kvm)
 #endif
 }
 #endif
-
-DEFINE_SRCU(kpt_guard);
-
-/* What these do beyond __srcu_read_lock() is for lockdep; else Rust calls that. */
-int kpt_srcu_read_lock(struct srcu_struct *srcu)
-{
-	return srcu_read_lock(srcu);
-}
-
-void kpt_srcu_read_unlock(struct srcu_struct *srcu, int idx)
-{
-	srcu_read_unlock(srcu, idx);
-}
-
-struct srcu_struct *kpt_srcu_alloc(void)
-{
-	struct srcu_struct *srcu = kzalloc_obj(*srcu, GFP_KERNEL_ACCOUNT);
-
-	if (srcu && init_srcu_struct(srcu)) {
-		kfree(srcu);
-		return NULL;
-	}
-	return srcu;
-}
-
-void kpt_srcu_free(struct srcu_struct *srcu)
-{
-	cleanup_srcu_struct(srcu);
-	kfree(srcu);
-}
-
-void kpt_hlist_del_rcu(struct hlist_node *n)
-{
-	hlist_del_rcu(n);
-}
-
-/*
- * Whether a node is certainly in no list: one that was zeroed, or that
- * hlist_del_rcu(), C's or ours, has taken out.
- */
-bool kpt_node_is_free(const struct hlist_node *n)
-{
-	return hlist_unhashed(n) || n->pprev == LIST_POISON2;
-}
-
-void kpt_sleep_idle(void)
-{
-	schedule_timeout_idle(MAX_SCHEDULE_TIMEOUT);
-}
-
-void kpt_warn_once(void)
-{
-	WARN_ON_ONCE(1);
-}
-
-void kpt_cond_resched(void)
-{
-	cond_resched();
-}
-
-static int kpt_hooks_show(struct seq_file *m, void *unused)
-{
-	kpt_show_hooks(m);
-	return 0;
-}
-DEFINE_SHOW_ATTRIBUTE(kpt_hooks);
-
-static int kpt_vms_show(struct seq_file *m, void *unused)
-{
-	kpt_show_vms(m);
-	return 0;
-}
-DEFINE_SHOW_ATTRIBUTE(kpt_vms);
-
-struct dentry *kpt_debugfs_create(void)
-{
-	struct dentry *dir = debugfs_create_dir("kvm_page_track", NULL);
-
-	debugfs_create_file("hooks", 0400, dir, NULL, &kpt_hooks_fops);
-	debugfs_create_file("vms", 0400, dir, NULL, &kpt_vms_fops);
-	return dir;
-}
-
-void kpt_debugfs_remove(struct dentry *dir)
-{
-	debugfs_remove(dir);
-}

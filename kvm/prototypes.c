@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The functions of kvm.ko that the module replaces (mmu_hooks.rs) or calls
- * (kvm_functions.rs) by their names, with the prototypes that it takes them to
+ * The functions of kvm.ko that the module replaces (mmu_hooks/) or calls
+ * (functions.rs) by their names, with the prototypes that it takes them to
  * have.  There is no code here: a kernel in which one is missing or is another
  * function does not get past this file.
  */
@@ -44,6 +44,9 @@ KVM_FUNCTION(kvm_page_track_unregister_notifier, void, struct kvm *,
 
 /* Called. */
 KVM_FUNCTION(kvm_flush_remote_tlbs, void, struct kvm *);
+KVM_FUNCTION(kvm_mmu_gfn_allow_lpage, void, const struct kvm_memory_slot *, gfn_t);
+KVM_FUNCTION(kvm_mmu_gfn_disallow_lpage, void, const struct kvm_memory_slot *,
+	     gfn_t);
 KVM_FUNCTION(kvm_mmu_slot_gfn_write_protect, bool, struct kvm *,
 	     struct kvm_memory_slot *, u64, int);
 KVM_FUNCTION(kvm_page_track_write_tracking_enabled, bool, struct kvm *);

@@ -16,7 +16,7 @@
 //! [`MmuWrite::shadow_page_tables`]: crate::kvm::MmuWrite::shadow_page_tables
 
 use crate::base::kernel_api::eopnotsupp;
-use crate::base::once::load;
+use crate::base::once::atomic_read;
 use crate::kvm::{Gfn, Kvm, MmuWrite};
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full};
@@ -42,9 +42,8 @@ pub(crate) fn stop_checking() {
 }
 
 /// KVM adds a page: it has linked its shadow page before (`kvm_mmu_alloc_shadow_page()`).
-#[inline(always)]
 pub(crate) fn check_records(mmu: &MmuWrite<'_>, gfn: Gfn) {
-    if load(&RECORDS) == RIGHT && !mmu.finds_shadow_page(gfn) {
+    if atomic_read(&RECORDS) == RIGHT && !mmu.finds_shadow_page(gfn) {
         records_are_wrong();
     }
 }
@@ -64,9 +63,8 @@ fn records_are_wrong() {
 /// # Errors
 ///
 /// `EOPNOTSUPP` if it cannot.
-#[inline(always)]
 pub(crate) fn know(kvm: &Kvm) -> Result {
-    if load(&RECORDS) == WRONG && kvm.may_shadow_page_tables() {
+    if atomic_read(&RECORDS) == WRONG && kvm.may_shadow_page_tables() {
         return Err(eopnotsupp());
     }
     Ok(())
@@ -78,7 +76,6 @@ pub(crate) fn know(kvm: &Kvm) -> Result {
 pub(crate) const MAX_USERS: u16 = u16::MAX - (1 << 14);
 
 /// Whether some of the `count` of a page is not KVM's. `of_kvm` is only asked if that matters.
-#[inline(always)]
 pub(crate) fn any_external(count: u16, of_kvm: impl FnOnce() -> u16) -> bool {
     count != 0 && count > of_kvm()
 }
@@ -88,7 +85,6 @@ pub(crate) fn any_external(count: u16, of_kvm: impl FnOnce() -> u16) -> bool {
 /// # Errors
 ///
 /// `EOVERFLOW` at the limit of external adds.
-#[inline(always)]
 pub(crate) fn after_add(count: u16, of_kvm: impl FnOnce() -> u16) -> Result<u16> {
     if count < MAX_USERS {
         return Ok(count + 1);
@@ -104,7 +100,6 @@ pub(crate) fn after_add(count: u16, of_kvm: impl FnOnce() -> u16) -> Result<u16>
 /// # Errors
 ///
 /// `ENOENT` if the whole count is KVM's.
-#[inline(always)]
 pub(crate) fn after_remove(count: u16, of_kvm: impl FnOnce() -> u16) -> Result<u16> {
     if any_external(count, of_kvm) {
         Ok(count - 1)

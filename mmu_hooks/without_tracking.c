@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * For a kvm.ko without CONFIG_KVM_EXTERNAL_WRITE_TRACKING: what runs before
- * three of its functions, and upstream's exports, which it lacks.  See
- * kvm_without_tracking.rs.
+ * three of its functions.  See without_tracking.rs.
  */
-#include <linux/export.h>
 #include <linux/kvm_host.h>
 
 #include "x86.h"
 #include "mmu.h"
 
-#include <kvm_page_track.h>
-
-#include "../kvm/kvm.h"
+/* Rust: without_tracking.rs. */
+void kpt_vm_dies(struct kvm *kvm);
+void kpt_write_emulated(struct kvm *kvm, gpa_t gpa, const u8 *new, int bytes);
+void kpt_slot_deleted(struct kvm *kvm, struct kvm_memory_slot *slot);
 
 /* With the very prototypes: their arguments are what the stubs hand on. */
 typeof(kvm_mmu_uninit_vm) kpt_before_uninit_vm;
@@ -37,8 +36,3 @@ void kpt_before_commit_memory_region(struct kvm *kvm, struct kvm_memory_slot *ol
 	if (change == KVM_MR_DELETE)
 		kpt_slot_deleted(kvm, old);
 }
-
-EXPORT_SYMBOL_GPL(kvm_write_track_add_gfn);
-EXPORT_SYMBOL_GPL(kvm_write_track_remove_gfn);
-EXPORT_SYMBOL_GPL(kvm_page_track_register_notifier);
-EXPORT_SYMBOL_GPL(kvm_page_track_unregister_notifier);

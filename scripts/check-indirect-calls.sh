@@ -14,11 +14,11 @@ set -euo pipefail
 # has ENDBR), and the kernel's formatting.
 declare -A allowed=(
 	["page_track::notifier::tell_written"]=2
-	["page_track::notifier::region_removed"]=2
-	["<page_track::notifier_list::Client>::track_move_region"]=1
+	["page_track::notifier::tell_removed"]=2
+	["<page_track::kvm::listeners::Client>::track_move_region"]=1
 	# core::fmt::Formatter's output, a trait object
-	["page_track::debugfs::show_vms"]=1
-	["page_track::debugfs::show_hooks"]=1
+	["page_track::dev::debugfs::show_vms"]=1
+	["page_track::dev::debugfs::show_hooks"]=1
 )
 
 [ $# -eq 1 ] || { echo "usage: check-indirect-calls.sh FILE.ko" >&2; exit 2; }

@@ -80,12 +80,12 @@ refused_header() {
 	own "$1"
 	sed -i "$2" "$tree/$1"
 	cmp -s "$KDIR/$1" "$tree/$1" && die "$2 changes nothing in $1"
-	refused "$2" kvm_prototypes.o "$3" || true
+	refused "$2" kvm/prototypes.o "$3" || true
 	own "$1"
 }
 
 own "$conf"
-if ! build kvm_prototypes.o || [ ! -s "$work/out/kvm_prototypes.o" ]; then
+if ! build kvm/prototypes.o || [ ! -s "$work/out/kvm/prototypes.o" ]; then
 	cat "$work/log"
 	die "the tree does not even build with nothing changed"
 fi
@@ -110,10 +110,10 @@ refused_header $mmu/mmu_internal.h '/^bool kvm_mmu_slot_gfn_write_protect/s/bool
 	'this kernel is refused: kvm_mmu_slot_gfn_write_protect() is not the function .*'
 
 # Every function is among those that are looked at.
-for function in $(sed -n 's/^    replace \([a-z_]*\):.*/\1/p' kvm_with*_tracking.rs) \
-	$(sed -n 's/.*c"kvm:\([a-z_]*\)".*/\1/p' kvm_functions.rs); do
-	if ! grep -q "^KVM_FUNCTION($function," kvm_prototypes.c; then
-		echo "$function is not in kvm_prototypes.c"
+for function in $(sed -n 's/^    replace \([a-z_]*\):.*/\1/p' mmu_hooks/with*_tracking.rs) \
+	$(sed -n 's/.*c"kvm:\([a-z_]*\)".*/\1/p' kvm/functions.rs); do
+	if ! grep -q "^KVM_FUNCTION($function," kvm/prototypes.c; then
+		echo "$function is not in kvm/prototypes.c"
 		bad=$((bad + 1))
 	fi
 done
@@ -125,7 +125,7 @@ while read -r option; do
 		echo "nothing shows that $option is needed"
 		bad=$((bad + 1))
 	fi
-done < <(sed -n 's/^$(call kpt-need,\([A-Z0-9_]*\),.*/\1/p' "$KPT_TOP/requirements.mk")
+done < <(sed -n 's/^$(call kpt-need,\([A-Z0-9_]*\),.*/\1/p' "$KPT_TOP/base/requirements.mk")
 
 # Nor are headers prepared without Rust, or for another compiler.
 headers=$work/headers

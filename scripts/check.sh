@@ -28,8 +28,7 @@ check() {
 
 # With the kernel's own configuration.
 rustfmt_check() {
-	local files=(*.rs tests/**/*.rs demo/**/*.rs)
-	[ ${#files[@]} -gt 0 ] || return 0
+	local files=(*.rs {abi,base,dev,kvm,memslot,mmu_hooks,tracker}/*.rs)
 	rustfmt --check --color never --edition 2021 \
 		--config-path "$KDIR/.rustfmt.toml" "${files[@]}"
 }
@@ -65,7 +64,7 @@ checkpatch() {
 		--no-summary --show-types --ignore "$ignore${1:+,$1}" "${@:2}"
 }
 
-kernel_c=(*.c *.h include/*.h samples/*.[ch])
+kernel_c=({abi,base,dev,kvm,mmu_hooks,include,samples}/*.[ch])
 test_c=(tests/modules/*.[ch])
 user_c=(tests/kselftest/*.[ch] tests/bench/*.[ch] demo/*.[ch])
 
@@ -188,7 +187,7 @@ dkms_check() {
 	config=$work/config
 	# X86_64 is BUILD_EXCLUSIVE_ARCH
 	# shellcheck disable=SC2016 # make's, not the shell's
-	sed -n 's/^$(call kpt-need,//p' requirements.mk >"$work/needs"
+	sed -n 's/^$(call kpt-need,//p' base/requirements.mk >"$work/needs"
 	while IFS=, read -r option value _; do
 		for other in y m n; do
 			if [ "$other" = "$value" ] || [ "$option" = CONFIG_X86_64 ]; then
