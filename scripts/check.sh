@@ -87,7 +87,22 @@ user_c_check() {
 		-f "${user_c[@]}"
 }
 
+# The layers are what internals.md says; and it is seen if they are not.
+layers_check() {
+	local copy=build/check/layers
+	scripts/check-layers.py || return 1
+	rm -rf "$copy"
+	mkdir -p "$copy"
+	cp --parents *.rs {abi,base,dev,kvm,memslot,mmu_hooks,tracker}/*.rs "$copy"
+	echo 'use crate::tracker;' >>"$copy/memslot/upward.rs"
+	if (cd "$copy" && "$KPT_TOP/scripts/check-layers.py"); then
+		echo "an arrow upward is not seen"
+		return 1
+	fi
+}
+
 check "rustfmt" rustfmt_check
+check "layers" layers_check
 check "module builds without a warning" build_module module
 check "clippy" clippy_check
 check "checkpatch: kernel code" kernel_c_check
