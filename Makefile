@@ -83,7 +83,7 @@ else
 ifneq ($(KPT_RELEASE),)
 module:
 	@echo 'kpt: ERROR: cannot build for $(KPT_RELEASE) here: $(if $(lacks),there are no $(lacks),a suite or flavour asks for another)' >&2; \
-	echo 'kpt: (README, "Build it by hand")' >&2; \
+	echo 'kpt: (docs/install.md, "By hand")' >&2; \
 	false
 else
 module: setup
