@@ -2,52 +2,57 @@
 /*
  * kvm_page_track - write tracking of KVM guest pages, for other modules
  *
- * The header for C clients.  The notifier functions of <asm/kvm_page_track.h>
- * and kvm_write_track_{add,remove}_gfn() are kvm.ko's own symbols, with bodies
- * from kvm_page_track.ko while that is loaded; the others are kvm_page_track.ko's.
- * Where kvm.ko is built without CONFIG_KVM_EXTERNAL_WRITE_TRACKING, all of them are
- * kvm_page_track.ko's.
+ * The header for C clients.  Four of these functions are upstream's: those of
+ * <asm/kvm_page_track.h> that register and unregister a notifier, and
+ * kvm_write_track_{add,remove}_gfn().  They are symbols of kvm.ko, and run code of
+ * kvm_page_track.ko while that is loaded.  All others are symbols of
+ * kvm_page_track.ko; so are these four where kvm.ko is built without
+ * CONFIG_KVM_EXTERNAL_WRITE_TRACKING.  "C" below is kvm.ko's own tracker.
  *
  * Contexts.  Unless a function says otherwise it may sleep, and is called
- * without kvm->mmu_lock or kvm->slots_arch_lock.  Register is called
- * outside kvm->srcu read sections as well, all others inside or outside.
+ * without kvm->mmu_lock or kvm->slots_arch_lock.  Call a register function
+ * outside kvm->srcu read sections, and the others inside or outside.
  * Unregister waits for running callbacks of that VM, and for nothing else.  A
- * callback that reads guest memory may wait for user space (userfaultfd), so hold
- * no lock that user space may need, such as its mmap_lock.
+ * callback that reads guest memory may wait for user space (userfaultfd).  So do
+ * not hold a lock that user space may need, such as its mmap_lock, when you
+ * unregister.
  * The caller keeps @kvm alive across the call (kvm_get_kvm()), and does not
  * register one notifier or client with two VMs at the same moment.
  *
  * Errors.  A refused call changes no count, no mapping and no registration.
  *
- *   -EINVAL      NULL argument, unknown mode, gfn in no memslot (any more: the
- *                count of a page goes with its memslot), a range of no pages or
- *                past the end of gfns; prepare: a range of several memslots
+ *   -EINVAL      An argument is NULL.  The mode is unknown.  The gfn is in no
+ *                memslot, or no longer (the count of a page goes with its memslot).
+ *                A range is empty, or goes past the last gfn.  Prepare: the range
+ *                spans several memslots
  *   -ENOENT      remove: no external user has added this page, or not since its
  *                memslot was deleted and made again
  *   -EOVERFLOW   add: the limit of external users of one page is reached
- *   -ENOMEM      no memory for the counters; slot variants: not prepared
- *   -EAGAIN      the slot is being moved or deleted: try again later, outside
- *                callbacks and kvm->srcu read sections (KVM waits for those before
- *                it goes on); or the module is going away, which it does not while
- *                a client is registered (the next call of upstream's functions is
- *                KVM's own, where KVM has them).  kvm_write_track_{add,remove}_gfn()
- *                say so only if the VM has no notifier of upstream's: else a
- *                memslot does not move, and counts change as in C
+ *   -ENOMEM      no memory for the counters, or for what the module keeps of a VM;
+ *                slot variants: the page was not prepared
+ *   -EAGAIN      The memslot is being moved or deleted: try again later, but not in
+ *                a callback or a kvm->srcu read section, since KVM waits for those.
+ *                Or the module is being unloaded, which cannot happen while a client
+ *                is registered.  (The next call of one of upstream's functions is
+ *                then KVM's own, where KVM has them.)
+ *                If the VM has a notifier of upstream's, KVM does not move its
+ *                memslots, and kvm_write_track_{add,remove}_gfn() change the count
+ *                as C does, instead of returning -EAGAIN
  *   -ESRCH       register: the caller's mm is not the VM's;
  *                kvm_page_track_register_notifier() also: @kvm is NULL
  *   -EEXIST      register: registered already, with this VM or (through
- *                kvm_page_track.ko) another
- *   -EOPNOTSUPP  the VM's writes cannot be emulated or its memory is private
- *                (SEV, SEV-ES, SNP, TDX, software-protected VMs): asked at every
- *                add and prepare, and when a VM gets its first notifier or a client.  The
- *                memslot is one of a guest_memfd.  Or KVM keeps its own records
- *                elsewhere than the module expects (the kernel log says so), and
- *                may shadow page tables of the VM
+ *                kvm_page_track.ko) with another
+ *   -EOPNOTSUPP  The VM's writes cannot be emulated, or its memory is private (SEV,
+ *                SEV-ES, SNP, TDX, software-protected VMs): asked at every add and
+ *                prepare, and when a VM gets its first notifier or a client.
+ *                Or the memslot is one of a guest_memfd (add, prepare).
+ *                Or KVM keeps its own records elsewhere than the module expects (the
+ *                kernel log says so) and may shadow page tables of the VM
  *
  * C's kvm_write_track_{add,remove}_gfn() return 0 or -EINVAL only, ours also the
- * errors above.  -ENOMEM of an add is one of them because C allocates the counters
- * of all of the VM's memory when its first notifier registers, and we those of one
- * memslot when its first page is added.
+ * errors above.  An add may return -ENOMEM because we allocate the counters of a
+ * memslot when its first page is added; C allocates those of all of the VM's memory
+ * when the first notifier registers.
  */
 #ifndef _KVM_PAGE_TRACK_H
 #define _KVM_PAGE_TRACK_H
@@ -74,11 +79,11 @@ enum kvm_page_track_mode {
 
 #ifndef CONFIG_KVM_EXTERNAL_WRITE_TRACKING
 /*
- * This kernel's KVM tracks nothing for other modules, and <asm/kvm_page_track.h>
- * has only an empty struct kvm_page_track_notifier_node.  The name stands for
- * this one from here on, and kvm_page_track.ko has the functions.  What is written
- * for upstream's API builds unchanged if every file that sees the name includes
- * this header first: ccflags-y += -include .../kvm_page_track.h
+ * This kernel's KVM tracks nothing for other modules, and its
+ * <asm/kvm_page_track.h> has only an empty struct kvm_page_track_notifier_node.
+ * From here on that name stands for the struct below, and kvm_page_track.ko has the
+ * functions.  Code for upstream's API builds unchanged if every file that uses the
+ * name includes this header first: ccflags-y += -include .../kvm_page_track.h
  */
 struct kpt_notifier_node {
 	struct hlist_node node;
@@ -94,7 +99,8 @@ struct kpt_notifier_node {
  * kvm_page_track_register_notifier() - upstream's way to receive a VM's events
  * @kvm: the VM; the caller's mm must be its mm
  * @n: valid until kvm_page_track_unregister_notifier() returns; its callbacks are
- *	those of &struct kvm_page_track_client.  It cannot follow a memslot.
+ *	those of &struct kvm_page_track_client.  It cannot follow a memslot that
+ *	moves: as long as it is registered, moves in this VM fail.
  *
  * Return: 0, -EINVAL, -ESRCH (also if @kvm is NULL), -EEXIST, -EOPNOTSUPP, -ENOMEM,
  * -EAGAIN.
@@ -115,16 +121,16 @@ void kvm_page_track_unregister_notifier(struct kvm *kvm,
  * @kvm: the VM
  * @gfn: guest frame number, in a memslot of address space 0
  *
- * While the VM has a notifier of upstream's this works on a memslot that is about to
- * be moved or deleted as well, as in C: then it is not moved, and a count in one that
- * is deleted goes with it.
+ * If the VM has a notifier of upstream's, this also works on a memslot that is about
+ * to be moved or deleted, as in C.  Such a move fails; if the memslot is deleted the
+ * count goes with it.
  *
  * Return: 0, -EINVAL, -EOVERFLOW, -ENOMEM, -EAGAIN, -EOPNOTSUPP.
  */
 int kvm_write_track_add_gfn(struct kvm *kvm, gfn_t gfn);
 
 /**
- * kvm_write_track_remove_gfn() - kvm_page_track_remove_page(), likewise
+ * kvm_write_track_remove_gfn() - kvm_page_track_remove_page(), under upstream's name
  * @kvm: the VM
  * @gfn: guest frame number
  *
@@ -135,39 +141,40 @@ int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
 
 /**
  * struct kvm_page_track_client - a notifier that can follow a moved memslot
- * @node: the callbacks of upstream's notifier.  @node.track_write is called
- *	after a guest write to a tracked page was emulated (guest memory already
- *	holds the value): gpa, the bytes written, valid until it returns, and their
- *	number.  Several vCPUs may be in it at once.  Have one client for each
- *	VM, in a struct that container_of() finds: that says which VM it is.  A write
- *	that crosses a page boundary arrives as one call per page.  A write that
- *	races with the last remove of its page may go untold.
- *	@node.track_remove_region is called once when a memslot is deleted; its
- *	counters are gone by then.  Memslots of address space 0: counts are there.
- * @track_move_region: called when user space moves a memslot, after its
- *	counters were carried over and before the new place becomes visible to
- *	the guest.  NULL: this client cannot follow, user space's attempt to
- *	move a memslot of the VM fails.
+ * @node: the callbacks of upstream's notifier, each may be NULL.
+ *	@node.track_write is called after a guest write to a tracked page was emulated
+ *	(guest memory already holds the value), with the gpa, the bytes written (valid
+ *	until it returns) and their number.  A write that crosses a page boundary
+ *	arrives as one call per page.  Several vCPUs may be in it at once.  A write
+ *	that races with the last remove of its page may go untold.
+ *	@node.track_remove_region is called once when a memslot of address space 0
+ *	is deleted; its counters are gone by then.
+ * @track_move_region: called when user space moves a memslot of address space 0,
+ *	after its counters were carried over and before the new place becomes visible
+ *	to the guest.  NULL: this client cannot follow, and moves in this VM fail.
  *
- * track_write is called for pages that somebody outside KVM has added, no matter
- * who; not for emulated writes to others, nor for those that only KVM tracks
- * (its shadow page tables; but for a write just when KVM begins to shadow the
- * page).
+ * Nothing tells a callback which VM it is called for.  Have one client for each VM,
+ * in a struct of yours that container_of() finds.
+ *
+ * track_write is called for a page that any module has added, not only this client's.
+ * It is not called for other pages, nor for those that only KVM tracks, its shadow
+ * page tables.  (Unless the write comes just when KVM begins to shadow the page.)
  *
  * Callbacks run in task context, without kvm->mmu_lock, and may sleep.  None may wait
- * for a grace period of kvm->srcu: track_write runs in a read section of it, and others
- * may be waited for, or wait for locks that are held, in one.
+ * for a grace period of kvm->srcu: track_write runs in a read section of it, and a
+ * task in such a section may wait for the others to return.
  * track_write and track_remove_region may add and remove pages.
- * track_remove_region runs under kvm->slots_lock, track_move_region under that
- * and kvm->slots_arch_lock: in it the moving memslot's pages can be neither added
- * nor removed (-EAGAIN at the old place, -EINVAL at the new one), and what would
- * have to allocate counters for another memslot returns -EAGAIN.
+ * track_remove_region runs under kvm->slots_lock.  track_move_region runs under that
+ * and kvm->slots_arch_lock.  In track_move_region the pages of the moving memslot can
+ * be neither added nor removed (-EAGAIN at the old place, -EINVAL at the new one), and
+ * a call that would have to allocate counters for another memslot returns -EAGAIN.
  *
  * No callback may take kvm->slots_lock, kvm->lock or a vCPU's mutex, nor
- * unregister a notifier or client of the same VM (it would wait for itself).  A
- * lock that a callback takes must not be held over an unregister; one that
- * track_move_region takes not over kvm_page_track_add_page(), _add_range(), _prepare()
- * or kvm_write_track_{add,remove}_gfn() either: they may take kvm->slots_arch_lock.
+ * unregister a notifier or client of the same VM (it would wait for itself).  Do not
+ * hold a lock that a callback takes while you unregister.  A lock that
+ * track_move_region takes must not be held over kvm_page_track_add_page(),
+ * _add_range(), _prepare() or kvm_write_track_{add,remove}_gfn() either: they may
+ * take kvm->slots_arch_lock.
  *
  * Zero the struct before the first registration.
  */
@@ -183,12 +190,11 @@ struct kvm_page_track_client {
  * @kvm: the VM; the caller's mm must be its mm
  * @client: the client, valid until kvm_page_track_unregister_client() returns
  *
- * Its node is not to be registered as a notifier meanwhile.  Pins the VM and
- * kvm_page_track.ko until the client is unregistered.
+ * Pins the VM and kvm_page_track.ko until the client is unregistered.  Do not register
+ * its node as a notifier meanwhile.
  *
- * Context: takes cpus_read_lock(), so neither kvm_lock, kvm->slots_lock nor a lock
- * that is taken when a processor comes or goes may be held.  So it is called from no
- * callback: track_write is in a section of kvm->srcu, the others hold kvm->slots_lock.
+ * Context: may sleep; neither in a kvm->srcu read section nor under kvm->slots_lock, so
+ * not in a callback.
  *
  * Return: 0, -EINVAL, -ESRCH, -EEXIST, -EOPNOTSUPP, -ENOMEM, -EAGAIN.
  */
@@ -229,10 +235,10 @@ int kvm_page_track_add_page(struct kvm *kvm, gfn_t gfn,
  * @gfn: guest frame number
  * @mode: %KVM_PAGE_TRACK_WRITE
  *
- * Counts have no names: what is removed is one external user's, and each removes
- * as often as it has added.  Those of a memslot that was deleted are gone
- * (track_remove_region says so) and must not be removed from one made there later,
- * in which they are somebody else's.
+ * Counts do not say whose they are: remove a page as often as you have added it, and
+ * no more.  When a memslot is deleted its counts are gone (track_remove_region tells).
+ * Do not remove them from a memslot that is made there later: its counts are somebody
+ * else's.
  *
  * Return: 0, -EINVAL, -ENOENT, -EAGAIN, -EOPNOTSUPP.
  */
@@ -246,12 +252,13 @@ int kvm_page_track_remove_page(struct kvm *kvm, gfn_t gfn,
  * @nr: number of pages, at least 1, every one in some memslot of address space 0
  * @mode: %KVM_PAGE_TRACK_WRITE
  *
- * All of the pages are added, or none.  TLBs are flushed once if a page was mapped
- * writable; more often if somebody waits for kvm->mmu_lock or the processor meanwhile:
- * the lock is held for a bounded number of pages then.  (Only if others add or remove
- * pages of the range in such a moment, so that it has to be refused half-way, are
- * some pages tracked for a while that then are not.)  Pages of the range may be added
- * and removed one by one as well.  A callback may call this.
+ * All of the pages are added, or none.  TLBs are flushed once, if a page was mapped
+ * writable.  If somebody waits for kvm->mmu_lock or the processor, the lock is released
+ * in between, after a bounded number of pages and a flush.  Others may then change
+ * pages of the range, so that the call must be refused half-way.  What it has added is
+ * removed again, but some pages were tracked for a while.
+ * Pages of the range may be added and removed one by one as well.  A callback may
+ * call this.
  *
  * Return: 0, -EINVAL, -EOVERFLOW, -ENOMEM, -EAGAIN, -EOPNOTSUPP.
  */
@@ -266,9 +273,9 @@ int kvm_page_track_add_range(struct kvm *kvm, gfn_t gfn, unsigned long nr,
  * @mode: %KVM_PAGE_TRACK_WRITE
  *
  * One add of every page is undone, or none: -ENOENT if a page of the range has
- * no external user.  (As with kvm_page_track_add_range(), others that add or remove
- * pages of the range meanwhile may have it refused half-way: then some pages are not
- * tracked for a while that then are again.)
+ * no external user.  As with kvm_page_track_add_range(), others that change pages of
+ * the range meanwhile may cause it to be refused half-way.  What it has removed is
+ * added again, but some pages were not tracked for a while.
  *
  * Return: 0, -EINVAL, -ENOENT, -EAGAIN, -EOPNOTSUPP.
  */
@@ -281,8 +288,8 @@ int kvm_page_track_remove_range(struct kvm *kvm, gfn_t gfn, unsigned long nr,
  * @gfn: first guest frame number
  * @nr: number of pages, all in one memslot of address space 0
  *
- * That is the counters of the memslot: what was prepared, or added once by
- * kvm_page_track_add_page(), is for the whole memslot, until that is deleted.
+ * It allocates the counters of the memslot.  One call, or one
+ * kvm_page_track_add_page(), prepares the whole memslot until that is deleted.
  *
  * Return: 0, -EINVAL, -ENOMEM, -EAGAIN, -EOPNOTSUPP.
  */
