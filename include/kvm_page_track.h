@@ -99,8 +99,9 @@ struct kpt_notifier_node {
  * kvm_page_track_register_notifier() - upstream's way to receive a VM's events
  * @kvm: the VM; the caller's mm must be its mm
  * @n: valid until kvm_page_track_unregister_notifier() returns; its callbacks are
- *	those of &struct kvm_page_track_client.  It cannot follow a memslot that
- *	moves: as long as it is registered, moves in this VM fail.
+ *	those of &struct kvm_page_track_client, but track_remove_region comes for
+ *	memslots of both address spaces.  It cannot follow a memslot that moves: as
+ *	long as it is registered, moves in this VM fail.
  *
  * Return: 0, -EINVAL, -ESRCH (also if @kvm is NULL), -EEXIST, -EOPNOTSUPP, -ENOMEM,
  * -EAGAIN.
@@ -146,7 +147,7 @@ int kvm_write_track_remove_gfn(struct kvm *kvm, gfn_t gfn);
  *	(guest memory already holds the value), with the gpa, the bytes written (valid
  *	until it returns) and their number.  A write that crosses a page boundary
  *	arrives as one call per page.  Several vCPUs may be in it at once.  A write
- *	that races with the last remove of its page may go untold.
+ *	that races with the last remove of its page may go unreported.
  *	@node.track_remove_region is called once when a memslot of address space 0
  *	is deleted; its counters are gone by then.
  * @track_move_region: called when user space moves a memslot of address space 0,
