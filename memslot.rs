@@ -5,7 +5,7 @@
 //!
 //! They are where C keeps them (`slot->arch.gfn_write_track`), so that C and Rust can take over from
 //! each other at any time. A memslot without an array is one in which nothing is tracked. Nothing here
-//! knows who is told of writes.
+//! knows listeners.
 //!
 //! C source: `arch/x86/kvm/mmu/page_track.c`, `kvm_alloc_memslot_metadata()` in `x86.c`.
 
@@ -114,7 +114,7 @@ fn recount(mmu: &MmuWrite<'_>, page: Page<'_>, change: impl FnOnce(u16) -> Optio
 pub(crate) fn tracked_pages(kvm: &Kvm) -> u64 {
     let mut pages = 0;
     for_each_counted(kvm.read_slots().slots(), |page, _| {
-        // Not `has_external`: the VM may have no users any more.
+        // The VM may have no users any more, so `has_external` cannot be asked.
         pages += u64::from(!kvm.may_shadow_page_tables() || has_more_than_kvm(kvm, page));
     });
     pages

@@ -182,7 +182,7 @@ pub(crate) fn attach() -> Result {
         }
     }
     if table::C_ADDS_PAGES {
-        // Whoever entered C's function that adds pages before it was replaced has left it.
+        // Nobody is in C's function that adds pages any more, which has been replaced.
         guard::synchronize_tasks();
     }
     owners::begin_to_check();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Notifiers and clients: who is told of guest writes, deleted memslots and moved memslots.
+//! Notifiers and clients: registering them, and telling them of guest writes and of memslots that are
+//! deleted or moved.
 //!
 //! Upstream's notifiers are in KVM's own list, if it has one. Clients, which can follow a moved memslot,
 //! are in ours. Nothing here knows counters.
@@ -72,7 +73,7 @@ fn register_first(kvm: &Kvm, node: &Node) -> Result {
     registry::insert_notifier(&mmu, node)
 }
 
-/// Unregisters a notifier, whoever registered it (`kvm_page_track_unregister_notifier()`).
+/// Unregisters a notifier, which C or we registered (`kvm_page_track_unregister_notifier()`).
 ///
 /// When it returns no callback of it runs. Sleeps; not to be called from a callback. A notifier that
 /// is not registered is ignored.
@@ -107,9 +108,8 @@ pub(crate) fn unregister_client(kvm: &Kvm, client: &Client) {
 /// Hands every VM with notifiers that pin us over to C, if C can track, before a forced unload. Sleeps.
 pub(crate) fn hand_over_all() {
     vm::for_each(|kvm, vm| {
-        // `register_first` makes the entry before it asks whether we are going away, and says under the lock
-        // that it has pinned us; we are said to be going away before we look for entries. So whoever got a
-        // pin is found here.
+        // A registration that is under way is seen or refused: it makes the VM's entry, and then pins us under
+        // the lock, which fails since the module has been marked as going, before we came here.
         let pins = {
             let _mmu = kvm.lock_mmu();
             vm.pins()
@@ -175,7 +175,7 @@ pub(crate) fn tell_removed(kvm: &Kvm, slot: &Memslot) {
     }
 }
 
-/// Whether everybody who is told of events can follow a moved memslot.
+/// Whether every listener of a VM can follow a moved memslot.
 ///
 /// KVM itself refuses moves while its own list is not empty.
 pub(crate) fn all_follow_moves(kvm: &Kvm) -> bool {

@@ -7,7 +7,7 @@
 //! - [`mmu_hooks`]: the functions of KVM that lead to us;
 //! - [`abi`]: functions for other modules; [`dev`]: debugfs;
 //! - [`tracker`]: adds, removes and events, which need counters and listeners both;
-//! - [`memslot`]: the counters; [`notifier`]: who is told;
+//! - [`memslot`]: the counters; [`notifier`]: the listeners;
 //! - [`kvm`]: views of KVM's structures, and what we keep of a VM;
 //! - [`base`]: what the kernel crate lacks.
 //!

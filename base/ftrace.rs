@@ -34,8 +34,6 @@ pub(crate) struct Hook {
     ops: Opaque<bindings::ftrace_ops>,
     /// Where the function is; 0 if not attached.
     address: Atomic<usize>,
-    /// Where it leads, while attached.
-    target: Atomic<usize>,
 }
 
 // SAFETY: `ops` has locks of its own in ftrace; `ours` is the address of a function.
@@ -82,7 +80,6 @@ impl Hook {
             tag,
             ops: Opaque::new(ops),
             address: Atomic::new(0),
-            target: Atomic::new(0),
         }
     }
 
@@ -99,16 +96,6 @@ impl Hook {
     /// Whether the function is replaced: jumps, and does not call.
     pub(crate) fn replaces(&self) -> bool {
         self.tag == JMP
-    }
-
-    /// Where it is to lead: past the ENDBR of our function, which only an indirect branch needs.
-    fn past_endbr(&self) -> usize {
-        const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
-        let entry = self.ours.cast::<[u8; 4]>();
-        // SAFETY: It is a function of ours, and no function is shorter: what follows in the text
-        // section may be read in any case.
-        let begins_with = unsafe { entry.read_unaligned() };
-        self.ours() + if begins_with == ENDBR64 { 4 } else { 0 }
     }
 
     /// Where the hooked function is, if it is.
@@ -130,8 +117,7 @@ impl Hook {
     /// `EBUSY` if somebody else has replaced the function or ftrace is switched off, `EINVAL` if ftrace has no call site
     /// there, and what else ftrace says.
     pub(crate) unsafe fn attach(&'static self, address: usize) -> Result {
-        let target = self.past_endbr();
-        if target & JMP != 0 || self.attached_at().is_some() {
+        if self.ours() & JMP != 0 || self.attached_at().is_some() {
             return Err(EINVAL);
         }
         let ops = self.ops.get();
@@ -140,14 +126,11 @@ impl Hook {
             .and_then(|()| {
                 // SAFETY: As above. The target is what the tag says by the contracts of `replace` and
                 // `before`, and its text stays until after `detach` and the drain of the guard.
-                to_result(unsafe { bindings::register_ftrace_direct(ops, target | self.tag) })
+                to_result(unsafe { bindings::register_ftrace_direct(ops, self.ours() | self.tag) })
             });
         match result {
             // INVARIANT: ftrace uses `ops` from here on.
-            Ok(()) => {
-                self.target.store(target, Relaxed);
-                self.address.store(address, Relaxed);
-            }
+            Ok(()) => self.address.store(address, Relaxed),
             // SAFETY: `ops` is not registered.
             Err(_) => unsafe { bindings::ftrace_free_filter(ops) },
         }
@@ -163,10 +146,9 @@ impl Hook {
         if self.attached_at().is_none() {
             return Ok(());
         }
-        let target = self.target.load(Relaxed);
         // SAFETY: Attached with the same arguments.
         to_result(unsafe {
-            bindings::unregister_ftrace_direct(self.ops.get(), target | self.tag, true)
+            bindings::unregister_ftrace_direct(self.ops.get(), self.ours() | self.tag, true)
         })?;
         // INVARIANT: ftrace has let go of `ops`.
         self.address.store(0, Relaxed);

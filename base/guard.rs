@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The text guard: who sleeps inside the module's text holds it; where locks sleep, also who takes one.
+//! The text guard. A task that sleeps inside the module's text holds it meanwhile. Where spinlocks sleep,
+//! a task that takes one does, too.
 //!
-//! Before the text can be freed, [`drain`] waits for every guard, and Tasks RCU for what is outside
-//! of one: the few instructions before a guard is entered and after it is left, and hook functions
-//! that do not sleep, which need no guard (docs/internals.md, rule 2). Nobody may leave a guard and
-//! enter it again: [`drain`] could be over in between, and then waits only for who does not sleep.
+//! Before the text is freed, [`drain`] waits for every guard, and then for Tasks RCU: for tasks in the few
+//! instructions before a guard is entered or after it is left, and in hook functions that do not sleep and
+//! so need no guard (docs/internals.md, rule 2). A function must not leave the guard and enter it again:
+//! [`drain`] may have waited for the first part, and does not wait for the second.
 //!
 //! C source: `include/linux/srcu.h`.
 
@@ -28,8 +29,8 @@ pub(crate) fn enter() -> Guard {
     }
 }
 
-/// Whether taking a spinlock may sleep: on PREEMPT_RT. Elsewhere Tasks RCU waits for whoever holds one
-/// or waits for it.
+/// Whether taking a spinlock may sleep: on PREEMPT_RT. Elsewhere Tasks RCU waits for a task that holds
+/// one or waits for one.
 pub(crate) const LOCKS_SLEEP: bool = cfg!(CONFIG_PREEMPT_RT = "y");
 
 /// Enters the guard where taking a spinlock may sleep.

@@ -19,7 +19,7 @@ pub(crate) fn this_module() -> *mut bindings::module {
     &raw mut bindings::__this_module
 }
 
-/// Something is so that it cannot be: warns, once (`WARN_ON_ONCE()`).
+/// Warns of something that cannot be, once (`WARN_ON_ONCE(1)`).
 #[cold]
 pub(crate) fn warn_on_once() {
     // SAFETY: Any context.

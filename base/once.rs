@@ -18,7 +18,7 @@ use kernel::sync::atomic::{Atomic, AtomicType};
 ///
 /// # Safety
 ///
-/// `ptr` is valid for reads, and whoever stores to it stores the whole value at once.
+/// `ptr` is valid for reads, and every store to it is one of the whole value.
 #[inline(always)]
 pub(crate) unsafe fn read_once<T: Copy>(ptr: *const T) -> T {
     // SAFETY: The caller's promise.
@@ -29,7 +29,7 @@ pub(crate) unsafe fn read_once<T: Copy>(ptr: *const T) -> T {
 ///
 /// # Safety
 ///
-/// `ptr` is valid for writes, and whoever loads from it loads the whole value at once.
+/// `ptr` is valid for writes, and every load from it is one of the whole value.
 #[inline(always)]
 pub(crate) unsafe fn write_once<T: Copy>(ptr: *mut T, value: T) {
     // SAFETY: The caller's promise.

@@ -219,8 +219,8 @@ impl<T: Listener> List<T> {
     ///
     /// # Safety
     ///
-    /// The caller is, as long as `'a`, in a read section that whoever unregisters from this list waits for,
-    /// or holds its `mmu_lock` for write.
+    /// As long as `'a` the caller is in a read section of this list, for which unregistering waits, or
+    /// holds its `mmu_lock` for write.
     #[inline(always)] // the event path
     pub(super) unsafe fn nodes<'a>(&self) -> Nodes<'a, T> {
         // INVARIANT: The caller's promise. A node that leaves keeps its link onwards.

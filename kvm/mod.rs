@@ -7,7 +7,7 @@
 //! `kvm->srcu`), [`Slots`] (memslots can be looked up and stay valid), [`SlotsArchLocked`] (the arch part
 //! of memslots can be written) and [`MmuWrite`] (`mmu_lock` is held for write: counters can change).
 //!
-//! Nothing here decides anything: who may count, and who is told, is known to the layers above.
+//! Nothing here decides anything. That is for the layers above.
 //!
 //! C headers: `include/linux/kvm_host.h`, `arch/x86/include/asm/kvm_host.h`.
 
@@ -60,8 +60,8 @@ pub(crate) fn init() {
 ///
 /// # Invariants
 ///
-/// Points to a `struct kvm` that is not freed as long as the reference lasts: it has users, or its
-/// destruction waits for whoever has the reference.
+/// Points to a `struct kvm` that is not freed as long as the reference lasts: the VM has users, or its
+/// destruction waits for the caller.
 #[repr(transparent)]
 pub(crate) struct Kvm(Opaque<bindings::kvm>);
 

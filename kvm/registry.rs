@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Registering listeners with a VM, and reading who is registered.
+//! Registering listeners with a VM, and reading its lists of them.
 //!
 //! A registered listener has a reference to its VM. A client has one to this module as well; upstream's
 //! notifiers of a VM share one.
@@ -24,8 +24,8 @@ static CLIENTS: Atomic<usize> = Atomic::new(0);
 
 /// Whether any VM has a client: a cheap question before a VM's are looked for.
 ///
-/// A client is counted before it can add a page. So whoever does not see it counted, after a guest write
-/// and a full barrier, is not late: the client adds its pages after that write.
+/// A client is counted before it adds a page, and an add has a full barrier. So if a vCPU, after its write
+/// and a full barrier, sees no client, the client's add comes after the write.
 pub(crate) fn any_client() -> bool {
     atomic_read(&CLIENTS) != 0
 }
@@ -191,7 +191,7 @@ pub(crate) fn remove_notifier<'k>(mmu: &MmuWrite<'k>, node: &Node) -> Option<Reg
     if !unsafe { external::notifiers(kvm)?.remove(node, mmu) } {
         return None;
     }
-    // If C has started to track the VM as we came, it takes back whoever is left.
+    // Where C tracked the VM before us, nothing pins us: the notifiers that are left go back to C.
     let is_last = !kvm.has_notifiers() || external::enabled_by_c(kvm);
     Some(Registered {
         kvm,

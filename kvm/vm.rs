@@ -2,9 +2,9 @@
 
 //! What we keep of a VM, and the table of all VMs that we know.
 //!
-//! A VM gets an entry with the first add, prepare or register, and loses it when it is destroyed or
-//! when the module goes. So whoever keeps a VM alive may use its entry as long. The table is the
-//! kernel's hash list: read under RCU, written under one mutex (`vm.c`).
+//! A VM gets an entry with the first add, prepare or register. The entry goes when the VM is destroyed,
+//! or with the module: as long as a VM has users, its entry may be used. The table is the kernel's hash
+//! list, read under RCU and written under one mutex (`vm.c`).
 
 use super::listeners::{Client, List};
 use super::{Kvm, MmuWrite};

@@ -2,14 +2,14 @@
 
 //! Who owns a count: KVM, or other modules.
 //!
-//! The `u16` of a page holds KVM's own shadow page tables and external adds alike. How many are KVM's
-//! is known to KVM: they are its shadow pages of that guest page ([`MmuWrite::shadow_page_tables`]).
-//! The rest are external, and nothing has to be written down for them: no memory, nothing to carry
-//! over when a memslot moves, and what C added before insmod is known as well.
+//! The `u16` of a page is the sum of KVM's own adds, one for each shadow page that KVM has of that guest
+//! page table, and of external adds. KVM's records tell how many shadow pages there are
+//! ([`MmuWrite::shadow_page_tables`]); the rest is external. So nothing is stored for external adds, and
+//! those that C made before insmod are known as well.
 //!
-//! These records are private to KVM, and a remove that misreads them takes KVM's own count. So it is
-//! looked at each of KVM's adds whether they are where we look for them ([`check_records`]). If ever
-//! they are not, nothing is changed any more where KVM may shadow page tables ([`know`]).
+//! The records are private to KVM. If we looked for them in the wrong place, a remove would take a count of
+//! KVM's. So each add of KVM's is checked: its shadow page must be where we look ([`check_records`]). If
+//! ever one is not, no external count is changed any more where KVM may shadow page tables ([`know`]).
 //!
 //! C source: `account_shadowed()` and `unaccount_shadowed()` of `arch/x86/kvm/mmu/mmu.c`.
 //!
@@ -21,9 +21,9 @@ use crate::kvm::{Gfn, Kvm, MmuWrite};
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full};
 
-/// KVM's adds are not looked at: C may add pages for others by the same function.
+/// KVM's adds are not checked: C may add pages for other modules by the same function.
 const NOT_NOW: i32 = 0;
-/// All that were looked at had their record.
+/// Every one that was checked had its record.
 const RIGHT: i32 = 1;
 /// One had none.
 const WRONG: i32 = 2;
@@ -31,12 +31,12 @@ const WRONG: i32 = 2;
 /// What is known of KVM's records.
 static RECORDS: Atomic<i32> = Atomic::new(NOT_NOW);
 
-/// From now on who adds by [`crate::mmu_hooks::add_gfn_locked`] is KVM itself.
+/// From now on only KVM itself adds by `__kvm_write_track_add_gfn()`.
 pub(crate) fn begin_to_check() {
     RECORDS.cmpxchg(NOT_NOW, RIGHT, Full).ok();
 }
 
-/// From now on it may be C again that adds pages for others.
+/// From now on C may add pages for other modules by it again.
 pub(crate) fn stop_checking() {
     RECORDS.cmpxchg(RIGHT, NOT_NOW, Full).ok();
 }

@@ -58,7 +58,8 @@ pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
 ///
 /// While the VM has a notifier of upstream's KVM refuses every move, and the memslot is back with the
 /// counts that the INVALID copy has got; with a deletion they go, here as in C. KVM decides on the move
-/// with `slots_arch_lock` held: whoever holds it and finds an INVALID memslot comes before that.
+/// with `slots_arch_lock` held. So if the memslot is found INVALID under that lock, the decision is still to
+/// come.
 #[cold]
 fn while_invalid(
     kvm: &Kvm,
