@@ -350,7 +350,7 @@ int main(void)
 	st = kpt_debugfs_vm(getpid());
 	show_table("/sys/kernel/debug/kvm_page_track/vms");
 	check(st.rows == 1 && st.pages == 4,
-	      "%lu pages tracked for other modules, %lu writes delivered",
+	      "%lu pages tracked for other modules, %lu writes told to clients",
 	      st.pages, st.events);
 
 	head("rmmod: the guest goes back to KVM's tracker, and runs on");

@@ -122,7 +122,7 @@ static void occupied_functions(void)
 {
 	const char * const *functions = kpt_kvm_tracks() ? functions_with :
 							   functions_without;
-	u64 before;
+	int attached;
 	u32 i;
 
 	make();
@@ -140,14 +140,14 @@ static void occupied_functions(void)
 	/* and without them it loads */
 	attach();
 	write_is_heard();
-	before = kpt_debugfs_vm(getpid()).events;
 	for (i = 0; i < NFUNCTIONS; i++) {
 		probe(functions[i], true);
 		TEST_ASSERT(!probed(functions[i]), "%s is probed", functions[i]);
 		write_is_heard();
 		probe("", false);
 	}
-	KPT_EQ(kpt_debugfs_vm(getpid()).events, before + NFUNCTIONS);
+	/* by us: nothing has gone back to C */
+	KPT_EQ(kpt_debugfs_hooks(&attached), attached);
 	detach();
 	for (i = 0; i < NFUNCTIONS; i++) {
 		KPT_OK(probe(functions[i], true));

@@ -636,7 +636,7 @@ static void what_debugfs_says(void)
 	kpt_write(vcpu, 3);
 	KPT_EQ(kpt_counters(kpt_dev, a).writes, 3);
 	KPT_EQ(kpt_counters(kpt_dev, b).writes, 3);
-	/* guest writes delivered, however many heard them */
+	/* guest writes that clients were told of, each once */
 	KPT_EQ(kpt_debugfs_vm(getpid()).events, 3);
 
 	KPT_OK(kpt_remove(vm, KPT_GFN + 1));
