@@ -39,6 +39,7 @@ pub(crate) fn is_write_tracked(slots: Slots<'_>, slot: Option<&Memslot>, gfn: Gf
 }
 
 /// Whether the memslot that an address space has for a page now counts it.
+#[inline(never)] // not a part of the reader
 fn tracked_in(slots: Slots<'_>, as_id: u16, gfn: Gfn) -> bool {
     slots
         .find_page(as_id, gfn)
@@ -46,6 +47,7 @@ fn tracked_in(slots: Slots<'_>, as_id: u16, gfn: Gfn) -> bool {
 }
 
 #[cold]
+#[inline(never)]
 fn tracked_in_any(slots: Slots<'_>, gfn: Gfn) -> bool {
     tracked_in(slots, 0, gfn) || tracked_in(slots, 1, gfn)
 }

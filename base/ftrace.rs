@@ -98,6 +98,15 @@ impl Hook {
         self.tag == JMP
     }
 
+    /// Where it is to lead: past the ENDBR of our function, which only an indirect branch needs. That is one
+    /// instruction less for the reader.
+    fn target(&self) -> usize {
+        const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+        // SAFETY: It is a function of ours, and no function is shorter.
+        let begins_with = unsafe { self.ours.cast::<[u8; 4]>().read_unaligned() };
+        self.ours() + if begins_with == ENDBR64 { 4 } else { 0 }
+    }
+
     /// Where the hooked function is, if it is.
     pub(crate) fn attached_at(&self) -> Option<usize> {
         match self.address.load(Relaxed) {
@@ -117,7 +126,7 @@ impl Hook {
     /// `EBUSY` if somebody else has replaced the function or ftrace is switched off, `EINVAL` if ftrace has no call site
     /// there, and what else ftrace says.
     pub(crate) unsafe fn attach(&'static self, address: usize) -> Result {
-        if self.ours() & JMP != 0 || self.attached_at().is_some() {
+        if self.target() & JMP != 0 || self.attached_at().is_some() {
             return Err(EINVAL);
         }
         let ops = self.ops.get();
@@ -126,7 +135,9 @@ impl Hook {
             .and_then(|()| {
                 // SAFETY: As above. The target is what the tag says by the contracts of `replace` and
                 // `before`, and its text stays until after `detach` and the drain of the guard.
-                to_result(unsafe { bindings::register_ftrace_direct(ops, self.ours() | self.tag) })
+                to_result(unsafe {
+                    bindings::register_ftrace_direct(ops, self.target() | self.tag)
+                })
             });
         match result {
             // INVARIANT: ftrace uses `ops` from here on.
@@ -148,7 +159,7 @@ impl Hook {
         }
         // SAFETY: Attached with the same arguments.
         to_result(unsafe {
-            bindings::unregister_ftrace_direct(self.ops.get(), self.ours() | self.tag, true)
+            bindings::unregister_ftrace_direct(self.ops.get(), self.target() | self.tag, true)
         })?;
         // INVARIANT: ftrace has let go of `ops`.
         self.address.store(0, Relaxed);

@@ -215,10 +215,10 @@ int kpt_nr_address_spaces(struct kvm *kvm)
 }
 
 /* In a read section of kvm->srcu, or with slots_lock held. */
-struct kvm_memory_slot *KPT_DIRECT kpt_find_slot(struct kvm *kvm, int as_id,
+struct kvm_memory_slot *KPT_DIRECT kpt_find_slot(struct kvm_memslots *slots,
 						 gfn_t gfn)
 {
-	return __gfn_to_memslot(__kvm_memslots(kvm, as_id), gfn);
+	return __gfn_to_memslot(slots, gfn);
 }
 
 static struct kvm_memory_slot *slot_of(const struct kvm_memslots *slots,

@@ -52,7 +52,7 @@ bool KPT_DIRECT kpt_may_shadow(struct kvm *kvm, gfn_t gfn);
 
 /* memslots */
 int kpt_nr_address_spaces(struct kvm *kvm);
-struct kvm_memory_slot *KPT_DIRECT kpt_find_slot(struct kvm *kvm, int as_id,
+struct kvm_memory_slot *KPT_DIRECT kpt_find_slot(struct kvm_memslots *slots,
 						 gfn_t gfn);
 const struct kvm_memslots *kpt_active_slots(struct kvm *kvm, int as_id);
 struct kvm_memory_slot *kpt_first_slot(const struct kvm_memslots *slots);
@@ -78,6 +78,7 @@ struct kpt_vm {
 };
 
 struct kpt_vm *KPT_DIRECT kpt_vm_find(struct kvm *kvm);
+struct kpt_vm *KPT_DIRECT kpt_vm_find_locked(struct kvm *kvm);
 void kpt_vm_insert(struct kpt_vm *vm);
 void kpt_vm_remove(struct kpt_vm *vm);
 struct kpt_vm *kpt_vm_first(unsigned int *bucket);

@@ -198,6 +198,9 @@ impl<'k> MmuWrite<'k> {
     /// How much of the count of a frame of address space 0 is KVM's: its shadow pages of that guest
     /// page table.
     pub(crate) fn shadow_page_tables(&self, gfn: Gfn) -> u16 {
+        if !self.kvm.has_shadow_page_tables() {
+            return 0;
+        }
         // SAFETY: `mmu_lock` is held (docs/internals.md, rule 3). They are part of a `u16` counter.
         unsafe { bindings::kpt_shadow_page_tables(self.kvm.as_ptr(), gfn) as u16 }
     }

@@ -71,7 +71,8 @@ impl<'k> ListSection<'k> {
 
     /// The clients, to be called.
     pub(crate) fn clients(&self) -> Nodes<'_, Client> {
-        match vm::find(self.kvm).filter(|_| any_client()) {
+        let vm = any_client().then(|| vm::find(self.kvm)).flatten();
+        match vm {
             // SAFETY: In the section, as long as `self`.
             Some(vm) => unsafe { vm.clients.nodes() },
             None => Nodes::none(),

@@ -125,9 +125,9 @@ impl<'a> Slots<'a> {
     /// Finds the memslot of an address space that holds `gfn`. There has to be such an address space.
     pub(crate) fn find(self, as_id: u16, gfn: Gfn) -> Option<&'a Memslot> {
         // SAFETY: By the type invariant the set of memslots is not written, and the memslots in it stay
-        // allocated, as long as `'a` (docs/internals.md, rule 3). C bounds the index.
+        // allocated, as long as `'a` (docs/internals.md, rule 3).
         unsafe {
-            bindings::kpt_find_slot(self.kvm.as_ptr(), i32::from(as_id), gfn)
+            bindings::kpt_find_slot(self.kvm.active_set(as_id), gfn)
                 .cast::<Memslot>()
                 .as_ref()
         }

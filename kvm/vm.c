@@ -27,6 +27,19 @@ struct kpt_vm *KPT_DIRECT kpt_vm_find(struct kvm *kvm)
 	return found;
 }
 
+/* The same with the VM's mmu_lock held, which is a read section of RCU. */
+struct kpt_vm *KPT_DIRECT kpt_vm_find_locked(struct kvm *kvm)
+{
+	struct kpt_vm *vm;
+
+	lockdep_assert_held_write(&kvm->mmu_lock);
+	hash_for_each_possible_rcu(kpt_vms, vm, node, (unsigned long)kvm) {
+		if (vm->kvm == kvm)
+			return vm;
+	}
+	return NULL;
+}
+
 void kpt_vm_insert(struct kpt_vm *vm)
 {
 	hash_add_rcu(kpt_vms, &vm->node, (unsigned long)vm->kvm);

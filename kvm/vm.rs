@@ -131,6 +131,17 @@ pub(crate) fn find(kvm: &Kvm) -> Option<&Vm> {
     }
 }
 
+/// The same for the VM that is locked.
+pub(crate) fn find_locked<'k>(mmu: &MmuWrite<'k>) -> Option<&'k Vm> {
+    // SAFETY: As in `find`; the lock is held.
+    unsafe {
+        bindings::kpt_vm_find_locked(mmu.kvm().as_ptr())
+            .cast::<Vm>()
+            .cast_const()
+            .as_ref()
+    }
+}
+
 /// The same, with an entry made if there is none. Sleeps.
 ///
 /// # Errors

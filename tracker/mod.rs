@@ -50,8 +50,8 @@ fn try_add(kvm: &Kvm, gfn: Gfn) -> Option<Result> {
         Err(e) => return Some(Err(e)),
     };
     let counter = page.counter()?;
-    vm::find(kvm)?;
     let mmu = kvm.lock_mmu();
+    vm::find_locked(&mmu)?;
     Some(add_and_flush(slots, &mmu, page, counter))
 }
 
@@ -87,10 +87,11 @@ pub(crate) fn add_to_slot(
     }
     let page = page_of(slots.kvm(), slot, gfn)?;
     refuse_guest_memfd(page)?;
-    vm::find(slots.kvm()).ok_or(ENOMEM)?;
+    vm::find_locked(mmu).ok_or(ENOMEM)?;
     add_and_flush(slots, mmu, page, page.counter().ok_or(ENOMEM)?)
 }
 
+#[inline]
 fn add_and_flush(
     slots: Slots<'_>,
     mmu: &MmuWrite<'_>,
@@ -104,6 +105,7 @@ fn add_and_flush(
 }
 
 /// Adds a page, whose counter it is. True if TLBs have to be flushed, before `mmu_lock` is released.
+#[inline]
 fn add_locked(
     slots: Slots<'_>,
     mmu: &MmuWrite<'_>,
@@ -138,7 +140,8 @@ pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
     let section = kvm.read_slots();
     let page = page_to_change(section.slots(), gfn)?;
     let counter = page.counter().ok_or(ENOENT)?;
-    remove_locked(&kvm.lock_mmu(), page, counter)
+    let mmu = kvm.lock_mmu();
+    remove_locked(&mmu, page, counter)
 }
 
 /// The same for a caller with locks and a memslot (`kvm_slot_page_track_remove_page()`).
