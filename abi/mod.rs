@@ -27,12 +27,11 @@ const _: () = assert!(bindings::KVM_PAGE_TRACK_MAX_USERS == memslot::owners::MAX
 ///
 /// `kvm` is NULL or a VM that is kept alive as long as `'a`.
 unsafe fn check<'a>(kvm: *mut bindings::kvm, mode: c_uint) -> Result<&'a Kvm> {
-    let kvm = NonNull::new(kvm).ok_or(EINVAL)?;
-    if mode != WRITE {
-        return Err(EINVAL);
+    match NonNull::new(kvm) {
+        // SAFETY: The caller's promise.
+        Some(kvm) if mode == WRITE => Ok(unsafe { Kvm::from_ptr(kvm) }),
+        _ => Err(EINVAL),
     }
-    // SAFETY: The caller's promise.
-    Ok(unsafe { Kvm::from_ptr(kvm) })
 }
 
 /// What C is told of a result. ([`from_result`] is a function call, which these paths count.)

@@ -105,6 +105,14 @@ impl Kvm {
     }
 }
 
+/// Whether we know the VM that is locked: has it an entry in the table of VMs?
+///
+/// A VM with notifiers that C has not registered has one, so mostly the table is not asked.
+pub(crate) fn is_known(mmu: &MmuWrite<'_>) -> bool {
+    (mmu.kvm().has_notifiers() && !external::enabled_by_c(mmu.kvm()))
+        || vm::find_locked(mmu).is_some()
+}
+
 /// Shows that a listener is in no list.
 ///
 /// # Invariants

@@ -17,7 +17,7 @@ pub(crate) mod upstream;
 use crate::base::guard;
 use crate::base::kernel_api::eopnotsupp;
 use crate::base::once::smp_mb;
-use crate::kvm::{vm, Counter, Gfn, Kvm, Memslot, MmuWrite, Page, Slots};
+use crate::kvm::{registry, vm, Counter, Gfn, Kvm, Memslot, MmuWrite, Page, Slots};
 use crate::memslot::{self, owners};
 use kernel::prelude::*;
 
@@ -27,32 +27,34 @@ use kernel::prelude::*;
 ///
 /// `EOPNOTSUPP`, `EINVAL`, `EAGAIN`, `ENOMEM`, `EOVERFLOW`.
 pub(crate) fn add(kvm: &Kvm, gfn: Gfn) -> Result {
-    match add_at_once(kvm, gfn) {
-        Some(result) => result,
+    add_or(kvm, gfn, |refusal| match refusal {
+        Some(e) => Err(e),
         None => add_first(kvm, gfn),
-    }
+    })
 }
 
-/// Adds a page, or refuses it; or nothing if something has to be made for it first. Does not sleep (it does
-/// on PREEMPT_RT).
-fn add_at_once(kvm: &Kvm, gfn: Gfn) -> Option<Result> {
+/// Adds a page. Or does `otherwise`: with the reason if the page is refused, with nothing if something has to
+/// be made for it first. Does not sleep itself (it does on PREEMPT_RT).
+fn add_or(kvm: &Kvm, gfn: Gfn, otherwise: impl FnOnce(Option<Error>) -> Result) -> Result {
     if !kvm.can_track() {
-        return Some(Err(eopnotsupp()));
+        return otherwise(Some(eopnotsupp()));
     }
-    try_add(kvm, gfn)
-}
-
-fn try_add(kvm: &Kvm, gfn: Gfn) -> Option<Result> {
     let section = kvm.read_slots();
-    let slots = section.slots();
-    let page = match page_to_add(slots, gfn) {
-        Ok(page) => page,
-        Err(e) => return Some(Err(e)),
+    let refusal = match page_to_add(section.slots(), gfn) {
+        Ok(page) => match page.counter() {
+            Some(counter) => {
+                let mmu = kvm.lock_mmu();
+                if registry::is_known(&mmu) {
+                    return add_and_flush(section.slots(), &mmu, page, counter);
+                }
+                None
+            }
+            None => None,
+        },
+        Err(e) => Some(e),
     };
-    let counter = page.counter()?;
-    let mmu = kvm.lock_mmu();
-    vm::find_locked(&mmu)?;
-    Some(add_and_flush(slots, &mmu, page, counter))
+    drop(section);
+    otherwise(refusal)
 }
 
 /// Adds a page and makes what that takes. One guard for all of it: it sleeps.
@@ -64,8 +66,16 @@ fn add_first(kvm: &Kvm, gfn: Gfn) -> Result {
     // The entry shows the VM in debugfs.
     vm::find_or_create(kvm)?;
     loop {
-        if let Some(result) = try_add(kvm, gfn) {
-            return result;
+        let mut lacks_counters = false;
+        add_or(kvm, gfn, |refusal| match refusal {
+            Some(e) => Err(e),
+            None => {
+                lacks_counters = true;
+                Ok(())
+            }
+        })?;
+        if !lacks_counters {
+            return Ok(());
         }
         memslot::ensure_counters(kvm, gfn)?;
     }
@@ -121,14 +131,19 @@ fn add_locked(
     mmu.disallow_large_page(page);
     // From the second add on there is no writable mapping: the count forbids it.
     let mut flush = before == 0 && mmu.write_protect(page);
-    // The other address space's slot is protected as well; C leaves its writable mapping behind, and
-    // so does KVM's own add.
     if slots.may_have(1) && !owners::any_external(before, of_kvm) {
-        if let Some(other) = slots.find_page(1, gfn) {
-            flush |= mmu.write_protect(other);
-        }
+        flush |= protect_other_space(slots, mmu, gfn);
     }
     Ok(flush)
+}
+
+/// The other address space's page is protected as well; C leaves its writable mapping behind, and so does
+/// KVM's own add. True if TLBs have to be flushed.
+#[cold]
+fn protect_other_space(slots: Slots<'_>, mmu: &MmuWrite<'_>, gfn: Gfn) -> bool {
+    slots
+        .find_page(1, gfn)
+        .is_some_and(|other| mmu.write_protect(other))
 }
 
 /// Takes back one add (`kvm_page_track_remove_page()`). Sleeps.
@@ -137,11 +152,24 @@ fn add_locked(
 ///
 /// `EOPNOTSUPP`, `EINVAL`, `EAGAIN`, `ENOENT`.
 pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
+    remove_or(kvm, gfn, Err)
+}
+
+/// Removes a page. Or does `otherwise`, with the reason why it is refused. Does not sleep itself (it does on
+/// PREEMPT_RT).
+fn remove_or(kvm: &Kvm, gfn: Gfn, otherwise: impl FnOnce(Error) -> Result) -> Result {
     let section = kvm.read_slots();
-    let page = page_to_change(section.slots(), gfn)?;
-    let counter = page.counter().ok_or(ENOENT)?;
-    let mmu = kvm.lock_mmu();
-    remove_locked(&mmu, page, counter)
+    match page_to_change(section.slots(), gfn) {
+        Ok(page) => {
+            let counter = page.counter().ok_or(ENOENT)?;
+            let mmu = kvm.lock_mmu();
+            remove_locked(&mmu, page, counter)
+        }
+        Err(e) => {
+            drop(section);
+            otherwise(e)
+        }
+    }
 }
 
 /// The same for a caller with locks and a memslot (`kvm_slot_page_track_remove_page()`).
@@ -155,6 +183,7 @@ pub(crate) fn remove_from_slot(kvm: &Kvm, mmu: &MmuWrite<'_>, slot: &Memslot, gf
 }
 
 /// Removes a page, whose counter it is.
+#[inline]
 fn remove_locked(mmu: &MmuWrite<'_>, page: Page<'_>, counter: Counter<'_>) -> Result {
     let of_kvm = || mmu.shadow_page_tables(page.gfn());
     counter.set(mmu, owners::after_remove(counter.get(), of_kvm)?);

@@ -5,7 +5,7 @@
 //! C source: `kvm_write_track_add_gfn()` and `kvm_write_track_remove_gfn()` in
 //! `arch/x86/kvm/mmu/page_track.c`.
 
-use super::{add_and_flush, add_at_once, add_first, refuse_guest_memfd, remove_locked};
+use super::{add_and_flush, add_first, add_or, refuse_guest_memfd, remove_locked, remove_or};
 use crate::base::guard;
 use crate::kvm::{vm, Gfn, Kvm, Page, SlotsArchLocked};
 use crate::memslot::owners;
@@ -17,11 +17,10 @@ use kernel::prelude::*;
 ///
 /// As [`super::add`]; `EAGAIN` only if the VM has no notifier of upstream's.
 pub(crate) fn add(kvm: &Kvm, gfn: Gfn) -> Result {
-    match add_at_once(kvm, gfn) {
-        Some(Err(e)) if e == EAGAIN => add_slow(kvm, gfn),
-        Some(result) => result,
-        None => add_slow(kvm, gfn),
-    }
+    add_or(kvm, gfn, |refusal| match refusal {
+        Some(e) if e != EAGAIN => Err(e),
+        _ => add_slow(kvm, gfn),
+    })
 }
 
 /// The same where something has to be made, or the memslot is INVALID. One guard for all of it.
@@ -46,12 +45,15 @@ fn add_slow(kvm: &Kvm, gfn: Gfn) -> Result {
 ///
 /// As [`super::remove`]; `EAGAIN` only if the VM has no notifier of upstream's.
 pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
-    match super::remove(kvm, gfn) {
-        Err(e) if e == EAGAIN => while_invalid(kvm, gfn, |_, page| {
-            remove_locked(&kvm.lock_mmu(), page, page.counter().ok_or(ENOENT)?)
-        }),
-        result => result,
-    }
+    remove_or(kvm, gfn, |e| {
+        if e != EAGAIN {
+            return Err(e);
+        }
+        while_invalid(kvm, gfn, |_, page| {
+            let counter = page.counter().ok_or(ENOENT)?;
+            remove_locked(&kvm.lock_mmu(), page, counter)
+        })
+    })
 }
 
 /// Changes a count in a memslot that may be INVALID: about to be moved, or deleted.
