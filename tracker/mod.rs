@@ -41,16 +41,15 @@ fn add_or(kvm: &Kvm, gfn: Gfn, otherwise: impl FnOnce(Option<Error>) -> Result) 
     }
     let section = kvm.read_slots();
     let refusal = match page_to_add(section.slots(), gfn) {
-        Ok(page) => match page.counter() {
-            Some(counter) => {
-                let mmu = kvm.lock_mmu();
-                if registry::is_known(&mmu) {
-                    return add_and_flush(section.slots(), &mmu, page, counter);
+        Ok(page) => {
+            let mmu = kvm.lock_mmu();
+            match page.counter().filter(|_| registry::is_known(&mmu)) {
+                Some(counter) => {
+                    return add_locked(section.slots(), &mmu, page, counter, || mmu.flush_tlbs())
                 }
-                None
+                None => None,
             }
-            None => None,
-        },
+        }
         Err(e) => Some(e),
     };
     drop(section);
@@ -98,30 +97,18 @@ pub(crate) fn add_to_slot(
     let page = page_of(slots.kvm(), slot, gfn)?;
     refuse_guest_memfd(page)?;
     vm::find_locked(mmu).ok_or(ENOMEM)?;
-    add_and_flush(slots, mmu, page, page.counter().ok_or(ENOMEM)?)
+    let counter = page.counter().ok_or(ENOMEM)?;
+    add_locked(slots, mmu, page, counter, || mmu.flush_tlbs())
 }
 
-#[inline]
-fn add_and_flush(
-    slots: Slots<'_>,
-    mmu: &MmuWrite<'_>,
-    page: Page<'_>,
-    counter: Counter<'_>,
-) -> Result {
-    if add_locked(slots, mmu, page, counter)? {
-        mmu.flush_tlbs();
-    }
-    Ok(())
-}
-
-/// Adds a page, whose counter it is. True if TLBs have to be flushed, before `mmu_lock` is released.
-#[inline]
+/// Adds a page, whose counter it is. Calls `flush` if TLBs have to be flushed, before `mmu_lock` is released.
 fn add_locked(
     slots: Slots<'_>,
     mmu: &MmuWrite<'_>,
     page: Page<'_>,
     counter: Counter<'_>,
-) -> Result<bool> {
+    flush: impl FnOnce(),
+) -> Result {
     let gfn = page.gfn();
     let before = counter.get();
     let of_kvm = || mmu.shadow_page_tables(gfn);
@@ -130,11 +117,14 @@ fn add_locked(
     smp_mb();
     mmu.disallow_large_page(page);
     // From the second add on there is no writable mapping: the count forbids it.
-    let mut flush = before == 0 && mmu.write_protect(page);
+    let mut writable = before == 0 && mmu.write_protect(page);
     if slots.may_have(1) && !owners::any_external(before, of_kvm) {
-        flush |= protect_other_space(slots, mmu, gfn);
+        writable |= protect_other_space(slots, mmu, gfn);
     }
-    Ok(flush)
+    if writable {
+        flush();
+    }
+    Ok(())
 }
 
 /// The other address space's page is protected as well; C leaves its writable mapping behind, and so does
@@ -161,9 +151,8 @@ fn remove_or(kvm: &Kvm, gfn: Gfn, otherwise: impl FnOnce(Error) -> Result) -> Re
     let section = kvm.read_slots();
     match page_to_change(section.slots(), gfn) {
         Ok(page) => {
-            let counter = page.counter().ok_or(ENOENT)?;
             let mmu = kvm.lock_mmu();
-            remove_locked(&mmu, page, counter)
+            remove_locked(&mmu, page, page.counter().ok_or(ENOENT)?)
         }
         Err(e) => {
             drop(section);

@@ -72,13 +72,14 @@ trait Change {
     /// Whether its count allows it.
     fn check(mmu: &MmuWrite<'_>, page: Page<'_>, count: u16) -> Result;
 
-    /// Does it. True if TLBs have to be flushed.
+    /// Does it. Sets `flush` if TLBs have to be flushed.
     fn apply(
         slots: Slots<'_>,
         mmu: &MmuWrite<'_>,
         page: Page<'_>,
         counter: Counter<'_>,
-    ) -> Result<bool>;
+        flush: &mut bool,
+    ) -> Result;
 }
 
 struct Add;
@@ -94,8 +95,9 @@ impl Change for Add {
         mmu: &MmuWrite<'_>,
         page: Page<'_>,
         counter: Counter<'_>,
-    ) -> Result<bool> {
-        add_locked(slots, mmu, page, counter)
+        flush: &mut bool,
+    ) -> Result {
+        add_locked(slots, mmu, page, counter, || *flush = true)
     }
 }
 
@@ -109,8 +111,9 @@ impl Change for Remove {
         mmu: &MmuWrite<'_>,
         page: Page<'_>,
         counter: Counter<'_>,
-    ) -> Result<bool> {
-        remove_locked(mmu, page, counter).map(|()| false)
+        _: &mut bool,
+    ) -> Result {
+        remove_locked(mmu, page, counter)
     }
 }
 
@@ -134,17 +137,24 @@ impl Undo for Remove {
 /// removed without having added them, or added up to the limit.
 fn change<C: Undo>(slots: Slots<'_>, first: Gfn, last: Gfn) -> Result {
     let mut mmu = slots.kvm().lock_mmu();
-    for_pages(slots, &mut mmu, first, last, |mmu, page, counter| {
-        C::check(mmu, page, counter.get()).map(|()| false)
+    for_pages(slots, &mut mmu, first, last, |mmu, page, counter, _| {
+        C::check(mmu, page, counter.get())
     })
     .1?;
-    let (refused, result) = for_pages(slots, &mut mmu, first, last, |mmu, page, counter| {
-        C::apply(slots, mmu, page, counter)
+    let (refused, result) = for_pages(slots, &mut mmu, first, last, |mmu, page, counter, flush| {
+        C::apply(slots, mmu, page, counter, flush)
     });
     if result.is_err() && refused > first {
-        for_pages(slots, &mut mmu, first, refused - 1, |mmu, page, counter| {
-            Ok(C::Undo::apply(slots, mmu, page, counter).unwrap_or(false))
-        })
+        for_pages(
+            slots,
+            &mut mmu,
+            first,
+            refused - 1,
+            |mmu, page, counter, flush| {
+                C::Undo::apply(slots, mmu, page, counter, flush).ok();
+                Ok(())
+            },
+        )
         .1
         .ok();
     }
@@ -153,7 +163,7 @@ fn change<C: Undo>(slots: Slots<'_>, first: Gfn, last: Gfn) -> Result {
 
 /// Calls `f` for the pages of a range up to the first that it refuses, and says which that is.
 ///
-/// `f` tells whether TLBs have to be flushed. That is done once for one hold of `mmu_lock`.
+/// `f` says if TLBs have to be flushed. That is done once for one hold of `mmu_lock`.
 ///
 /// The memslots were there, and not INVALID, when the read section had begun. One that becomes so
 /// meanwhile has the same counters, and is neither zapped nor moved before the section ends.
@@ -162,7 +172,7 @@ fn for_pages(
     mmu: &mut MmuGuard<'_>,
     first: Gfn,
     last: Gfn,
-    mut f: impl FnMut(&MmuWrite<'_>, Page<'_>, Counter<'_>) -> Result<bool>,
+    mut f: impl FnMut(&MmuWrite<'_>, Page<'_>, Counter<'_>, &mut bool) -> Result,
 ) -> (Gfn, Result) {
     /// Pages changed between two looks at who waits.
     const BATCH: u64 = 64;
@@ -174,13 +184,12 @@ fn for_pages(
             break Err(EINVAL);
         };
         while let Some(page) = slot.page(gfn) {
-            match page
-                .counter()
-                .ok_or(ENOENT)
-                .and_then(|counter| f(mmu, page, counter))
-            {
-                Ok(needs_flush) => flush |= needs_flush,
-                Err(e) => break 'range Err(e),
+            let changed = match page.counter() {
+                Some(counter) => f(mmu, page, counter, &mut flush),
+                None => Err(ENOENT),
+            };
+            if let Err(e) = changed {
+                break 'range Err(e);
             }
             if gfn == last {
                 break 'range Ok(());

@@ -5,7 +5,7 @@
 //! C source: `kvm_write_track_add_gfn()` and `kvm_write_track_remove_gfn()` in
 //! `arch/x86/kvm/mmu/page_track.c`.
 
-use super::{add_and_flush, add_first, add_or, refuse_guest_memfd, remove_locked, remove_or};
+use super::{add_first, add_locked, add_or, refuse_guest_memfd, remove_locked, remove_or};
 use crate::base::guard;
 use crate::kvm::{vm, Gfn, Kvm, Page, SlotsArchLocked};
 use crate::memslot::owners;
@@ -33,7 +33,8 @@ fn add_slow(kvm: &Kvm, gfn: Gfn) -> Result {
             vm::find_or_create(kvm)?;
             locked.alloc_counters(page.slot())?;
             let counter = page.counter().ok_or(ENOMEM)?;
-            add_and_flush(locked.slots(), &kvm.lock_mmu(), page, counter)
+            let mmu = kvm.lock_mmu();
+            add_locked(locked.slots(), &mmu, page, counter, || mmu.flush_tlbs())
         }),
         result => result,
     }
@@ -50,8 +51,8 @@ pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
             return Err(e);
         }
         while_invalid(kvm, gfn, |_, page| {
-            let counter = page.counter().ok_or(ENOENT)?;
-            remove_locked(&kvm.lock_mmu(), page, counter)
+            let mmu = kvm.lock_mmu();
+            remove_locked(&mmu, page, page.counter().ok_or(ENOENT)?)
         })
     })
 }
