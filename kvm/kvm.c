@@ -125,62 +125,54 @@ void kpt_mmu_read_unlock(struct kvm *kvm)
 }
 
 /*
- * Where KVM links its shadow pages of a gfn, among others, from when they are
- * made until they are freed: kvm_page_table_hashfn() and kvm_get_mmu_page_hash(),
- * which are private to mmu.c.  NULL before KVM has a table of shadow pages.  (A
- * dying VM that had some: KVM frees the table, but only when none is left.)
+ * The first of the shadow pages that KVM has linked where those of a gfn are, from
+ * when they are made until they are freed: kvm_page_table_hashfn() and
+ * kvm_get_mmu_page_hash(), which are private to mmu.c.
  */
 static_assert(KPT_SHADOW_HASH_SHIFT == KVM_MMU_HASH_SHIFT);
 
-static __always_inline struct hlist_head *shadow_bucket(struct kvm *kvm, gfn_t gfn)
+static __always_inline struct kvm_mmu_page *first_shadow(struct kvm *kvm, gfn_t gfn)
 {
 	/* Pairs with the smp_store_release() in kvm_mmu_alloc_page_hash(). */
 	struct hlist_head *table = smp_load_acquire(&kvm->arch.mmu_page_hash);
 
-	return table ? &table[hash_64(gfn, KPT_SHADOW_HASH_SHIFT)] : NULL;
+	if (!table)
+		return NULL;
+	return hlist_entry_safe(READ_ONCE(table[hash_64(gfn, KPT_SHADOW_HASH_SHIFT)].first),
+				struct kvm_mmu_page, hash_link);
 }
 
 /*
  * The shadow pages of @gfn in address space 0 for which KVM counts it as
  * tracked: those of guest page tables (not direct, not passed through) that are
  * not leaves, from when they are made until they are zapped (made invalid).
+ *
+ * To be asked only if there are shadow pages at all: KVM frees the table of a
+ * dying VM when it has none any more.
  */
 unsigned int KPT_DIRECT kpt_shadow_page_tables(struct kvm *kvm, gfn_t gfn)
 {
-	struct hlist_head *bucket;
-	struct kvm_mmu_page *sp;
-	unsigned int n = 0;
+	struct kvm_mmu_page *sp = first_shadow(kvm, gfn);
+	unsigned int found = 0;
 
 	lockdep_assert_held(&kvm->mmu_lock);
-	/* Also keeps the table of a dying VM from being looked at. */
-	if (!kvm->arch.indirect_shadow_pages)
-		return 0;
-	bucket = shadow_bucket(kvm, gfn);
-	if (!bucket)
-		return 0;
-	hlist_for_each_entry(sp, bucket, hash_link) {
+	hlist_for_each_entry_from(sp, hash_link) {
 		union kvm_mmu_page_role role = sp->role;
 
 		if (sp->gfn == gfn && role.level > PG_LEVEL_4K && !role.smm &&
 		    !role.invalid && !role.direct && !role.passthrough)
-			n++;
+			found++;
 	}
-	return n;
+	return found;
 }
 
 /* Whether one is there at all, of whatever role that KVM counts. */
 bool KPT_DIRECT kpt_finds_shadow_page(struct kvm *kvm, gfn_t gfn)
 {
-	struct hlist_head *bucket;
-	struct kvm_mmu_page *sp;
+	struct kvm_mmu_page *sp = first_shadow(kvm, gfn);
 
 	lockdep_assert_held_write(&kvm->mmu_lock);
-	if (!kvm->arch.indirect_shadow_pages)
-		return false;
-	bucket = shadow_bucket(kvm, gfn);
-	if (!bucket)
-		return false;
-	hlist_for_each_entry(sp, bucket, hash_link) {
+	hlist_for_each_entry_from(sp, hash_link) {
 		if (sp->gfn == gfn && sp->role.level > PG_LEVEL_4K &&
 		    !sp->role.direct)
 			return true;
@@ -194,9 +186,7 @@ bool KPT_DIRECT kpt_finds_shadow_page(struct kvm *kvm, gfn_t gfn)
  */
 bool KPT_DIRECT kpt_may_shadow(struct kvm *kvm, gfn_t gfn)
 {
-	struct hlist_head *bucket = shadow_bucket(kvm, gfn);
-
-	return bucket && READ_ONCE(bucket->first);
+	return first_shadow(kvm, gfn);
 }
 
 void kpt_slots_arch_lock(struct kvm *kvm)

@@ -191,8 +191,10 @@ impl<'k> MmuWrite<'k> {
     /// Whether KVM has a shadow page of a guest page table in a frame, of whatever address space, where
     /// we look for it.
     pub(crate) fn finds_shadow_page(&self, gfn: Gfn) -> bool {
-        // SAFETY: `mmu_lock` is held (docs/internals.md, rule 3).
-        unsafe { bindings::kpt_finds_shadow_page(self.kvm.as_ptr(), gfn) }
+        // SAFETY: `mmu_lock` is held (docs/internals.md, rule 3), and there are shadow pages: KVM counts one
+        // there before it adds its page.
+        self.kvm.has_shadow_page_tables()
+            && unsafe { bindings::kpt_finds_shadow_page(self.kvm.as_ptr(), gfn) }
     }
 
     /// How much of the count of a frame of address space 0 is KVM's: its shadow pages of that guest
@@ -209,6 +211,9 @@ impl<'k> MmuWrite<'k> {
 impl MmuRead<'_> {
     /// As [`MmuWrite::shadow_page_tables`].
     pub(crate) fn shadow_page_tables(&self, gfn: Gfn) -> u16 {
+        if !self.kvm.has_shadow_page_tables() {
+            return 0;
+        }
         // SAFETY: As there.
         unsafe { bindings::kpt_shadow_page_tables(self.kvm.as_ptr(), gfn) as u16 }
     }

@@ -17,7 +17,7 @@ pub(crate) mod upstream;
 use crate::base::guard;
 use crate::base::kernel_api::eopnotsupp;
 use crate::base::once::smp_mb;
-use crate::kvm::{registry, vm, Counter, Gfn, Kvm, Memslot, MmuWrite, Page, Slots};
+use crate::kvm::{registry, vm, Gfn, Kvm, Memslot, MmuWrite, Page, Slots};
 use crate::memslot::{self, owners};
 use kernel::prelude::*;
 
@@ -43,12 +43,10 @@ fn add_or(kvm: &Kvm, gfn: Gfn, otherwise: impl FnOnce(Option<Error>) -> Result) 
     let refusal = match page_to_add(section.slots(), gfn) {
         Ok(page) => {
             let mmu = kvm.lock_mmu();
-            match page.counter().filter(|_| registry::is_known(&mmu)) {
-                Some(counter) => {
-                    return add_locked(section.slots(), &mmu, page, counter, || mmu.flush_tlbs())
-                }
-                None => None,
+            if registry::is_known(&mmu) && page.counter().is_some() {
+                return add_locked(section.slots(), &mmu, page, || mmu.flush_tlbs());
             }
+            None
         }
         Err(e) => Some(e),
     };
@@ -97,19 +95,23 @@ pub(crate) fn add_to_slot(
     let page = page_of(slots.kvm(), slot, gfn)?;
     refuse_guest_memfd(page)?;
     vm::find_locked(mmu).ok_or(ENOMEM)?;
-    let counter = page.counter().ok_or(ENOMEM)?;
-    add_locked(slots, mmu, page, counter, || mmu.flush_tlbs())
+    add_locked(slots, mmu, page, || mmu.flush_tlbs())
 }
 
-/// Adds a page, whose counter it is. Calls `flush` if TLBs have to be flushed, before `mmu_lock` is released.
+/// Adds a page, if its memslot has counters. Calls `flush` if TLBs have to be flushed, before `mmu_lock` is
+/// released.
+///
+/// # Errors
+///
+/// `ENOMEM` without counters, `EOVERFLOW`.
 fn add_locked(
     slots: Slots<'_>,
     mmu: &MmuWrite<'_>,
     page: Page<'_>,
-    counter: Counter<'_>,
     flush: impl FnOnce(),
 ) -> Result {
     let gfn = page.gfn();
+    let counter = page.counter().ok_or(ENOMEM)?;
     let before = counter.get();
     let of_kvm = || mmu.shadow_page_tables(gfn);
     counter.set(mmu, owners::after_add(before, of_kvm)?);
@@ -152,7 +154,7 @@ fn remove_or(kvm: &Kvm, gfn: Gfn, otherwise: impl FnOnce(Error) -> Result) -> Re
     match page_to_change(section.slots(), gfn) {
         Ok(page) => {
             let mmu = kvm.lock_mmu();
-            remove_locked(&mmu, page, page.counter().ok_or(ENOENT)?)
+            remove_locked(&mmu, page)
         }
         Err(e) => {
             drop(section);
@@ -167,15 +169,14 @@ fn remove_or(kvm: &Kvm, gfn: Gfn, otherwise: impl FnOnce(Error) -> Result) -> Re
 ///
 /// As [`remove`].
 pub(crate) fn remove_from_slot(kvm: &Kvm, mmu: &MmuWrite<'_>, slot: &Memslot, gfn: Gfn) -> Result {
-    let page = page_of(kvm, slot, gfn)?;
-    remove_locked(mmu, page, page.counter().ok_or(ENOENT)?)
+    remove_locked(mmu, page_of(kvm, slot, gfn)?)
 }
 
-/// Removes a page, whose counter it is.
-#[inline]
-fn remove_locked(mmu: &MmuWrite<'_>, page: Page<'_>, counter: Counter<'_>) -> Result {
-    let of_kvm = || mmu.shadow_page_tables(page.gfn());
-    counter.set(mmu, owners::after_remove(counter.get(), of_kvm)?);
+/// Removes a page.
+fn remove_locked(mmu: &MmuWrite<'_>, page: Page<'_>) -> Result {
+    let of_kvm = mmu.shadow_page_tables(page.gfn());
+    let counter = page.counter().ok_or(ENOENT)?;
+    counter.set(mmu, owners::after_remove(counter.get(), || of_kvm)?);
     mmu.allow_large_page(page);
     Ok(())
 }

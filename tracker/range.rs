@@ -6,7 +6,7 @@
 
 use super::{add_locked, last_of, page_to_add, page_to_change, remove_locked};
 use crate::base::kernel_api::eopnotsupp;
-use crate::kvm::{vm, Counter, Gfn, Kvm, MmuGuard, MmuWrite, Page, Slots};
+use crate::kvm::{vm, Gfn, Kvm, MmuGuard, MmuWrite, Page, Slots};
 use crate::memslot::{self, owners};
 use kernel::prelude::*;
 
@@ -73,13 +73,10 @@ trait Change {
     fn check(mmu: &MmuWrite<'_>, page: Page<'_>, count: u16) -> Result;
 
     /// Does it. Sets `flush` if TLBs have to be flushed.
-    fn apply(
-        slots: Slots<'_>,
-        mmu: &MmuWrite<'_>,
-        page: Page<'_>,
-        counter: Counter<'_>,
-        flush: &mut bool,
-    ) -> Result;
+    fn apply(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, flush: &mut bool) -> Result;
+
+    /// Takes it back, likewise.
+    fn undo(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, flush: &mut bool) -> Result;
 }
 
 struct Add;
@@ -90,14 +87,12 @@ impl Change for Add {
         owners::after_add(count, || mmu.shadow_page_tables(page.gfn())).map(|_| ())
     }
 
-    fn apply(
-        slots: Slots<'_>,
-        mmu: &MmuWrite<'_>,
-        page: Page<'_>,
-        counter: Counter<'_>,
-        flush: &mut bool,
-    ) -> Result {
-        add_locked(slots, mmu, page, counter, || *flush = true)
+    fn apply(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, flush: &mut bool) -> Result {
+        add_locked(slots, mmu, page, || *flush = true)
+    }
+
+    fn undo(_: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, _: &mut bool) -> Result {
+        remove_locked(mmu, page)
     }
 }
 
@@ -106,28 +101,13 @@ impl Change for Remove {
         owners::after_remove(count, || mmu.shadow_page_tables(page.gfn())).map(|_| ())
     }
 
-    fn apply(
-        _: Slots<'_>,
-        mmu: &MmuWrite<'_>,
-        page: Page<'_>,
-        counter: Counter<'_>,
-        _: &mut bool,
-    ) -> Result {
-        remove_locked(mmu, page, counter)
+    fn apply(_: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, _: &mut bool) -> Result {
+        remove_locked(mmu, page)
     }
-}
 
-/// The change that takes one back.
-trait Undo: Change {
-    type Undo: Change;
-}
-
-impl Undo for Add {
-    type Undo = Remove;
-}
-
-impl Undo for Remove {
-    type Undo = Add;
+    fn undo(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, flush: &mut bool) -> Result {
+        add_locked(slots, mmu, page, || *flush = true)
+    }
 }
 
 /// Changes every page of a range, or none: looks at all of them before the first is changed.
@@ -135,26 +115,20 @@ impl Undo for Remove {
 /// `mmu_lock` is yielded if somebody waits for it. Only if he then changed a page of the range can one be
 /// refused half-way. What was done is undone then, except for pages that somebody else has meanwhile
 /// removed without having added them, or added up to the limit.
-fn change<C: Undo>(slots: Slots<'_>, first: Gfn, last: Gfn) -> Result {
+fn change<C: Change>(slots: Slots<'_>, first: Gfn, last: Gfn) -> Result {
     let mut mmu = slots.kvm().lock_mmu();
-    for_pages(slots, &mut mmu, first, last, |mmu, page, counter, _| {
-        C::check(mmu, page, counter.get())
+    for_pages(slots, &mut mmu, first, last, |mmu, page, _| {
+        C::check(mmu, page, page.count())
     })
     .1?;
-    let (refused, result) = for_pages(slots, &mut mmu, first, last, |mmu, page, counter, flush| {
-        C::apply(slots, mmu, page, counter, flush)
+    let (refused, result) = for_pages(slots, &mut mmu, first, last, |mmu, page, flush| {
+        C::apply(slots, mmu, page, flush)
     });
     if result.is_err() && refused > first {
-        for_pages(
-            slots,
-            &mut mmu,
-            first,
-            refused - 1,
-            |mmu, page, counter, flush| {
-                C::Undo::apply(slots, mmu, page, counter, flush).ok();
-                Ok(())
-            },
-        )
+        for_pages(slots, &mut mmu, first, refused - 1, |mmu, page, flush| {
+            C::undo(slots, mmu, page, flush).ok();
+            Ok(())
+        })
         .1
         .ok();
     }
@@ -172,7 +146,7 @@ fn for_pages(
     mmu: &mut MmuGuard<'_>,
     first: Gfn,
     last: Gfn,
-    mut f: impl FnMut(&MmuWrite<'_>, Page<'_>, Counter<'_>, &mut bool) -> Result,
+    mut f: impl FnMut(&MmuWrite<'_>, Page<'_>, &mut bool) -> Result,
 ) -> (Gfn, Result) {
     /// Pages changed between two looks at who waits.
     const BATCH: u64 = 64;
@@ -184,11 +158,7 @@ fn for_pages(
             break Err(EINVAL);
         };
         while let Some(page) = slot.page(gfn) {
-            let changed = match page.counter() {
-                Some(counter) => f(mmu, page, counter, &mut flush),
-                None => Err(ENOENT),
-            };
-            if let Err(e) = changed {
+            if let Err(e) = f(mmu, page, &mut flush) {
                 break 'range Err(e);
             }
             if gfn == last {

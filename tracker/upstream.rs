@@ -32,9 +32,8 @@ fn add_slow(kvm: &Kvm, gfn: Gfn) -> Result {
             refuse_guest_memfd(page)?;
             vm::find_or_create(kvm)?;
             locked.alloc_counters(page.slot())?;
-            let counter = page.counter().ok_or(ENOMEM)?;
             let mmu = kvm.lock_mmu();
-            add_locked(locked.slots(), &mmu, page, counter, || mmu.flush_tlbs())
+            add_locked(locked.slots(), &mmu, page, || mmu.flush_tlbs())
         }),
         result => result,
     }
@@ -52,7 +51,7 @@ pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
         }
         while_invalid(kvm, gfn, |_, page| {
             let mmu = kvm.lock_mmu();
-            remove_locked(&mmu, page, page.counter().ok_or(ENOENT)?)
+            remove_locked(&mmu, page)
         })
     })
 }
