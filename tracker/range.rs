@@ -83,10 +83,12 @@ struct Add;
 struct Remove;
 
 impl Change for Add {
+    #[inline]
     fn check(mmu: &MmuWrite<'_>, page: Page<'_>, count: u16) -> Result {
         owners::after_add(count, || mmu.shadow_page_tables(page.gfn())).map(|_| ())
     }
 
+    #[inline]
     fn apply(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, flush: &mut bool) -> Result {
         add_locked(slots, mmu, page, || *flush = true)
     }
@@ -97,10 +99,12 @@ impl Change for Add {
 }
 
 impl Change for Remove {
+    #[inline]
     fn check(mmu: &MmuWrite<'_>, page: Page<'_>, count: u16) -> Result {
         owners::after_remove(count, || mmu.shadow_page_tables(page.gfn())).map(|_| ())
     }
 
+    #[inline]
     fn apply(_: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, _: &mut bool) -> Result {
         remove_locked(mmu, page)
     }
@@ -157,21 +161,26 @@ fn for_pages(
         let Some(slot) = slots.find(0, gfn) else {
             break Err(EINVAL);
         };
+        let end = slot.last_gfn().min(last).min(gfn | (BATCH - 1));
         while let Some(page) = slot.page(gfn) {
             if let Err(e) = f(mmu, page, &mut flush) {
                 break 'range Err(e);
             }
-            if gfn == last {
-                break 'range Ok(());
+            if gfn == end {
+                break;
             }
             gfn += 1;
-            if (gfn - first) % BATCH == 0 && mmu.is_wanted() {
-                // Who gets the lock relies on it that read-only is read-only in every TLB.
-                if core::mem::take(&mut flush) {
-                    mmu.flush_tlbs();
-                }
-                mmu.yield_to_others();
+        }
+        if end == last {
+            break Ok(());
+        }
+        gfn = end + 1;
+        if mmu.is_wanted() {
+            // Who gets the lock relies on it that read-only is read-only in every TLB.
+            if core::mem::take(&mut flush) {
+                mmu.flush_tlbs();
             }
+            mmu.yield_to_others();
         }
     };
     if flush {
