@@ -38,7 +38,7 @@ ifneq ($(native),)
 
 ifeq ($(KDIR),)
 # Debian's headers have no Rust metadata: a tree that has is made in KPT_CACHE.
-find-kdir = $$(KPT_RELEASE=$(running) scripts/rust-metadata.sh --running)
+find-kdir = $$(KPT_RELEASE=$(running) scripts/setup/rust-metadata.sh --running)
 else
 find-kdir = $(KDIR)
 endif
@@ -116,10 +116,10 @@ test-long: setup
 debug-vms := nested shadow nested-fuzz shadow-fuzz nested-faults shadow-faults
 debug-vms-kcsan := nested-smp shadow-smp
 debug-kernel: setup
-	@scripts/debug-kernel.sh $(FLAVOUR)
+	@scripts/setup/debug-kernel.sh $(FLAVOUR)
 
 test-debug: setup
-	@dir=$$(scripts/debug-kernel.sh $(FLAVOUR)) && \
+	@dir=$$(scripts/setup/debug-kernel.sh $(FLAVOUR)) && \
 	KPT_KERNEL_DIR=$$dir VM="$(or $(VM),$(debug-vms$(FLAVOUR:%=-%)))" scripts/test.sh
 
 # Upstream's own KVM selftests, without the module, with it, and while it comes
@@ -172,7 +172,7 @@ clean:
 	rm -rf $(OUT)
 
 distclean: clean
-	@scripts/clean-cache.sh
+	@scripts/setup/clean-cache.sh
 
 help:
 	@echo 'make            build build/module/kvm_page_track.ko, for the running kernel if'

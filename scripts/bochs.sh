@@ -57,7 +57,7 @@ console=$log/$name.console
 out=$log/$name.out
 machine_initrd
 
-# What this kernel needs (scripts/debug-kernel.sh).
+# What this kernel needs (scripts/setup/debug-kernel.sh).
 [ ! -e /kernel/cmdline ] || append="$(cat /kernel/cmdline) $append"
 
 # Bochs boots from a disc.  tsc=unstable, lpj: nothing to calibrate against.  A

@@ -134,7 +134,7 @@ touch "$headers/Module.symvers"
 metadata_refused() {
 	n=$((n + 1))
 	echo "$1" >"$headers/.config"
-	if scripts/rust-metadata.sh "$release" "$headers" "$KDIR" "$work/metadata" \
+	if scripts/setup/rust-metadata.sh "$release" "$headers" "$KDIR" "$work/metadata" \
 		>"$work/log" 2>&1 || ! grep "$2" "$work/log"; then
 		cat "$work/log"
 		echo "headers with \"$1\": not refused, or not with \"$2\""

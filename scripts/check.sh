@@ -209,7 +209,7 @@ check "DKMS passes over what the module refuses" dkms_check
 check "reports are found in a kernel's log" report_check
 check "a computer that stood still excuses a lockup only" stall_check
 check "kernels that lack something are refused by name" scripts/check-refusals.sh
-check "shellcheck" shellcheck -x scripts/*.sh scripts/jobs/* .ci/run dkms.conf \
+check "shellcheck" shellcheck -x scripts/**/*.sh scripts/jobs/* .ci/run dkms.conf \
 	packaging/{postinst,prerm,postrm}
 check "no indirect calls to KVM" \
 	scripts/check-indirect-calls.sh build/check/module/kvm_page_track.ko

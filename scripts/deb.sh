@@ -25,10 +25,11 @@ chmod 755 "$tree"
 src=$tree/usr/src/kvm-page-track-$version
 doc=$tree/usr/share/doc/kvm-page-track-dkms
 
-mkdir -p "$src/scripts" "$doc" "$tree/DEBIAN"
+mkdir -p "$src/scripts/setup" "$doc" "$tree/DEBIAN"
 cp Kbuild Makefile LICENSE ./*.rs ./*.[chS] ./*.mk "$src"
 cp -r include samples "$src"
-cp scripts/{lib,rust-metadata,dkms}.sh "$src/scripts"
+cp scripts/{lib,dkms}.sh "$src/scripts"
+cp scripts/setup/rust-metadata.sh "$src/scripts/setup"
 sed "s/^PACKAGE_VERSION=.*/PACKAGE_VERSION=\"$version\"/" dkms.conf >"$src/dkms.conf"
 ln -s "kvm-page-track-$version" "$tree/usr/src/kvm-page-track"
 cp -r README.md docs packaging/copyright "$doc"
@@ -41,7 +42,7 @@ done
 (cd "$tree" && find usr -type f -print0 | sort -z | xargs -0 md5sum) >"$tree/DEBIAN/md5sums"
 find "$tree" -type d -exec chmod 755 {} +
 find "$tree" -type f -exec chmod 644 {} +
-chmod 755 "$src"/scripts/*.sh "$tree"/DEBIAN/{postinst,prerm,postrm}
+chmod 755 "$src"/scripts/{,setup/}*.sh "$tree"/DEBIAN/{postinst,prerm,postrm}
 
 mkdir -p build/deb
 deb=build/deb/kvm-page-track-dkms_${version}_all.deb

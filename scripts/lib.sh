@@ -39,7 +39,7 @@ die() {
 # The packages of the toolchain root, comma separated.
 root_packages() {
 	sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' \
-		"$KPT_TOP/scripts/root-packages" | paste -sd, -
+		"$KPT_TOP/scripts/setup/root-packages" | paste -sd, -
 }
 
 # Where the toolchain root is: a new place for every package list.

@@ -68,7 +68,7 @@ out=$log/$name.out
 monitor=/tmp/monitor
 machine_initrd
 
-# What this kernel needs (scripts/debug-kernel.sh).
+# What this kernel needs (scripts/setup/debug-kernel.sh).
 [ ! -e /kernel/cmdline ] || append="$(cat /kernel/cmdline) $append"
 # KVM on PREEMPT_RT wants a TSC that QEMU cannot promise, though its TSC is one.
 case $(cat /kernel/release) in

@@ -19,7 +19,7 @@
 # kernel's headers, should they have the metadata.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 
 # Upstream's part of a release: 7.3.4+deb13-amd64 -> 7.3.4
 upstream_of() {

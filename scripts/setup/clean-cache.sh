@@ -4,7 +4,7 @@
 # Remove what the scripts made in KPT_CACHE, and nothing else.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 
 [ -d "$KPT_CACHE" ] || exit 0
 lock_cache_for all

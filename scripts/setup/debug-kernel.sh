@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # Make the debug kernel: the stock kernel's source, tinyconfig, and what
-# scripts/debug-kernel.config sets (KASAN, lockdep, kmemleak, KUnit, fault
+# scripts/setup/debug-kernel.config sets (KASAN, lockdep, kmemleak, KUnit, fault
 # injection and so on).  With clang, since Rust and KASAN together want it.
 # External write tracking, which only KVMGT can select, is made selectable.
 #
@@ -10,14 +10,14 @@
 #
 # The directory has the form of setup.sh's kernels, so KPT_KERNEL_DIR may name
 # it.  It is kept in KPT_CACHE, keyed by the release and the configuration.
-# FLAVOUR adds scripts/debug-kernel-FLAVOUR.config: kcsan looks for data races.
+# FLAVOUR adds scripts/setup/debug-kernel-FLAVOUR.config: kcsan looks for data races.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 
-fragments=("$KPT_TOP/scripts/debug-kernel.config")
+fragments=("$KPT_TOP/scripts/setup/debug-kernel.config")
 if [ -n "${1:-}" ] && [ "$1" != --build ]; then
-	fragments+=("$KPT_TOP/scripts/debug-kernel-$1.config")
+	fragments+=("$KPT_TOP/scripts/setup/debug-kernel-$1.config")
 	[ -e "${fragments[1]}" ] || die "no debug kernel of flavour $1"
 fi
 
@@ -55,7 +55,10 @@ fi
 
 "$KPT_TOP/scripts/setup.sh"
 stock=$(readlink -f "$(kernel_link)")
-key=$(cat "${fragments[@]}" "$0" | sha256sum | cut -c1-12)
+# Of an option that is set twice the last counts.
+fragment=$(cat "${fragments[@]}" | tac | awk -F= '/^CONFIG_/ && !seen[$1]++' | tac)
+# What it is made of, whatever the scripts are called and the comments say.
+key=$( (echo "$fragment"; declare -f build) | sha256sum | cut -c1-12)
 dir=$KPT_CACHE/debug-$(cat "$stock/release")-$key
 if [ ! -d "$dir" ]; then
 	lock_cache
@@ -65,10 +68,9 @@ if [ ! -d "$dir" ]; then
 	trap 'rm -rf "$tmp"' EXIT
 	say "debug kernel: $(basename "$dir"), once, about 25 minutes on 2 cores"
 	cp -a "$stock/src" "$tmp/src"
-	# Of an option that is set twice the last counts.
-	cat "${fragments[@]}" | tac | awk -F= '/^CONFIG_/ && !seen[$1]++' | tac >"$tmp/fragment"
+	echo "$fragment" >"$tmp/fragment"
 	KPT_KERNEL_DIR=$tmp run_logged "$KPT_CACHE/log/debug-kernel.log" "building the debug kernel" \
-		"$KPT_TOP/scripts/in-root.sh" scripts/debug-kernel.sh --build >&2
+		"$KPT_TOP/scripts/in-root.sh" scripts/setup/debug-kernel.sh --build >&2
 	mv "$tmp" "$dir"
 	trap - EXIT
 	unlock_cache
