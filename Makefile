@@ -148,14 +148,14 @@ bench-check: setup
 	@scripts/bench-check.sh
 
 demo: setup
-	@scripts/demo.sh
+	@scripts/vm/demo.sh
 
 check: setup
 	@scripts/in-root.sh scripts/check.sh
 
 initramfs: setup
 	@scripts/in-root.sh make --no-print-directory module demo-build
-	@scripts/initramfs.sh
+	@scripts/vm/initramfs.sh
 
 deb: setup
 	@scripts/deb.sh
@@ -165,7 +165,7 @@ test-deb: setup
 	@scripts/deb-test.sh
 
 shell: initramfs
-	@scripts/vm.sh shell --job shell --limit 36000 --npt $(or $(NPT),1)
+	@scripts/vm/vm.sh shell --job shell --limit 36000 --npt $(or $(NPT),1)
 endif
 
 clean:

@@ -58,7 +58,7 @@ machine() {
 	shift 2
 	[ "$mode" = nested ] || npt=0
 	results+=("npt=$npt" "build/log/$name.out")
-	scripts/vm.sh "$name" --npt "$npt" --smp 1 --append "$append" \
+	scripts/vm/vm.sh "$name" --npt "$npt" --smp 1 --append "$append" \
 		"$@" </dev/null | scripts/bench-host-time.sh $$ "build/log/$name.host" |
 		grep -v '^@' >&2 ||
 		die "bench: the machine $name failed"
@@ -94,7 +94,7 @@ scripts/setup.sh
 make_python
 scripts/in-root.sh make --no-print-directory module tests-build bench-build >build/bench.log 2>&1 ||
 	{ tail -n 30 build/bench.log >&2; die "the bench does not build"; }
-scripts/initramfs.sh
+scripts/vm/initramfs.sh
 
 cpu=max,phys-bits=46
 program=(--job bench --file kpt_bench build/bench/bin/kpt_bench --qemu -cpu --qemu "$cpu")

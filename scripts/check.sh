@@ -124,7 +124,7 @@ report_check() {
 			printf '[ 1.0] %s\n========================\n' "$bad"
 			seq 100000 | sed 's/^/[ 2.0] good /'
 		} >"$log"
-		if scripts/kernel-report.sh "$log" >/dev/null; then
+		if scripts/vm/kernel-report.sh "$log" >/dev/null; then
 			echo "not found: $bad"
 			return 1
 		fi
@@ -134,15 +134,15 @@ report_check() {
 		echo '[ 1.0] ======================='
 		seq 100000
 	} >"$log"
-	scripts/kernel-report.sh "$log"
+	scripts/vm/kernel-report.sh "$log"
 }
 
 # A computer that stood still excuses a lockup, and nothing else.
 stall_check() (
 	log=$KPT_TOP/build/check name=stall console=$log/stall.console
 	job=none limit=1 out=$log/stall.out
-	# shellcheck source=scripts/machine.sh
-	. scripts/machine.sh
+	# shellcheck source=scripts/vm/machine.sh
+	. scripts/vm/machine.sh
 	lockup='[ 9.0] watchdog: BUG: soft lockup - CPU#0 stuck for 24s! [swapper/0:0]
 [ 9.1] Modules linked in: kvm
 [ 9.2] Code: 48 83'
@@ -209,7 +209,7 @@ check "DKMS passes over what the module refuses" dkms_check
 check "reports are found in a kernel's log" report_check
 check "a computer that stood still excuses a lockup only" stall_check
 check "kernels that lack something are refused by name" scripts/check-refusals.sh
-check "shellcheck" shellcheck -x scripts/**/*.sh scripts/jobs/* .ci/run dkms.conf \
+check "shellcheck" shellcheck -x scripts/**/*.sh scripts/vm/jobs/* .ci/run dkms.conf \
 	packaging/{postinst,prerm,postrm}
 check "no indirect calls to KVM" \
 	scripts/check-indirect-calls.sh build/check/module/kvm_page_track.ko

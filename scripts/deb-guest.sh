@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# In the virtual machine's Debian (scripts/jobs/deb): the installed package at
+# In the virtual machine's Debian (scripts/vm/jobs/deb): the installed package at
 # work.
 #
 #   KPT_VERSION  of the module that must be found

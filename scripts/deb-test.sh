@@ -8,7 +8,7 @@
 # the package depends on, and nothing else.  It is used through an overlay.
 # Packages are installed and modules built there natively, in a chroot; the
 # module is used, and the package removed, in virtual machines that boot the
-# kernel with that Debian as a 9p share (scripts/jobs/deb).
+# kernel with that Debian as a 9p share (scripts/vm/jobs/deb).
 #
 #   deb              in the chroot
 #   deb-installed    the machine after the installation
@@ -303,7 +303,7 @@ third_half() {
 # vm NAME VERSION [WORDS]: a machine with this Debian
 vm() {
 	rm -f "build/log/$1.sum"
-	scripts/vm.sh "$1" --job deb --limit "${KPT_LIMIT:-1800}" --file deb-guest scripts/deb-guest.sh \
+	scripts/vm/vm.sh "$1" --job deb --limit "${KPT_LIMIT:-1800}" --file deb-guest scripts/deb-guest.sh \
 		--append "kpt.env.VERSION=$2 ${3:-}" --qemu -virtfs --qemu \
 		"local,path=/src/build/deb-test/root,mount_tag=deb,security_model=none,readonly=on,multidevs=remap" \
 		</dev/null | awk -v vm="$1" -v sum="build/log/$1.sum" -f scripts/tap.awk || true
@@ -313,7 +313,7 @@ vm() {
 for m in "${machines[@]}"; do
 	rm -f "build/log/$m.sum"
 done
-if ! scripts/deb.sh >/dev/null || ! scripts/deb.sh "$next" >/dev/null || ! scripts/initramfs.sh; then
+if ! scripts/deb.sh >/dev/null || ! scripts/deb.sh "$next" >/dev/null || ! scripts/vm/initramfs.sh; then
 	echo "FAIL  build"
 	echo "0 passed, 1 failed, 0 skipped"
 	exit 1

@@ -4,7 +4,7 @@
 # count: awk -v vm=NAME -v sum=FILE -f tap.awk
 #
 # A program is what stands between "# kpt-begin: P" and "# kpt-end: P rc=N"
-# (scripts/jobs).  It fails once more if it had no plan, a plan that its points
+# (scripts/vm/jobs).  It fails once more if it had no plan, a plan that its points
 # do not fill, or an exit status that no failed point explains.  The machine
 # itself is one point: its job ended and the kernel's log is clean.  FILE gets
 # "passed failed skipped" and then the failures and skips, one a line.

@@ -5,7 +5,7 @@
 #
 #   nested          kvm-amd npt=1, all kselftests
 #   shadow          kvm-amd npt=0, all kselftests
-#   linux-guest     a stock Linux as guest (scripts/jobs/linux-guest), npt=0
+#   linux-guest     a stock Linux as guest (scripts/vm/jobs/linux-guest), npt=0
 #   linux-guest-nested                                                 npt=1
 #   refusals        the module when kvm.ko lacks a function (scripts/refusals.sh)
 #   upstream-nested, upstream-shadow
@@ -14,7 +14,7 @@
 #
 # and, when named with VM=:
 #
-#   intel-ept       kvm-intel ept=1, all kselftests, in Bochs (scripts/bochs.sh)
+#   intel-ept       kvm-intel ept=1, all kselftests, in Bochs (scripts/vm/bochs.sh)
 #   intel-shadow    kvm-intel ept=0
 #
 # and (make test-long, make test-debug), with nested- or shadow- before it:
@@ -49,7 +49,7 @@ flock -n 8 || die "another make test is running in this clone"
 
 build() {
 	if ! scripts/in-root.sh make --no-print-directory module tests-build ||
-		! scripts/initramfs.sh ||
+		! scripts/vm/initramfs.sh ||
 		{ [[ "${machines[*]}" == *upstream* ]] && ! scripts/upstream-build.sh; }; then
 		echo "FAIL  build"
 		echo "0 passed, 1 failed, 0 skipped"
@@ -61,7 +61,7 @@ build() {
 # the emulator for both, the guest stops for good early in its boot (seen
 # without our module as well).
 run() {
-	local opts=() tests='' limit=2400 env=() ko vm=scripts/vm.sh
+	local opts=() tests='' limit=2400 env=() ko vm=scripts/vm/vm.sh
 	case $1 in
 	upstream-*)
 		sed '/^#/d' tests/upstream-short >"build/log/$1.programs"
@@ -78,8 +78,8 @@ run() {
 			opts+=(--file "refusals/${ko##*/}" "$ko")
 		done
 		;;
-	intel-ept) opts=(--job test --ept 1) vm=scripts/bochs.sh ;;
-	intel-shadow) opts=(--job test --ept 0) vm=scripts/bochs.sh ;;
+	intel-ept) opts=(--job test --ept 1) vm=scripts/vm/bochs.sh ;;
+	intel-shadow) opts=(--job test --ept 0) vm=scripts/vm/bochs.sh ;;
 	nested*) opts=(--job test --npt 1) ;;
 	shadow*) opts=(--job test --npt 0) ;;
 	*) die "no machine $1" ;;

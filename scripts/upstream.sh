@@ -70,7 +70,7 @@ run_way() {
 		awk -v vm="$mode $way$tag" -v res="$base.res" -f scripts/upstream.awk \
 			<"$base.fifo" &
 		reader=$!
-		scripts/vm.sh "$name" --job upstream --npt "$npt" --share --once \
+		scripts/vm/vm.sh "$name" --job upstream --npt "$npt" --share --once \
 			--limit $((($(wc -l <"$todo") + 2) * (most + 10))) \
 			--file kpt-upstream/conf "$base.conf" \
 			--file kpt-upstream/list "$todo" </dev/null 2>"$base.err" >"$base.fifo" &
@@ -252,7 +252,7 @@ exec 8>build/.upstream-lock
 flock -n 8 || die "another make test-upstream is running in this clone"
 scripts/setup.sh
 if ! scripts/in-root.sh make --no-print-directory module tests-build >"$log/build.log" 2>&1 ||
-	! scripts/initramfs.sh || ! scripts/upstream-build.sh; then
+	! scripts/vm/initramfs.sh || ! scripts/upstream-build.sh; then
 	tail -n 20 "$log/build.log" >&2
 	echo "FAIL  build"
 	echo "0 passed, 1 failed, 0 skipped"

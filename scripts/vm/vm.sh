@@ -4,7 +4,7 @@
 # Run one virtual machine (QEMU without hardware virtualization, the stock
 # kernel, build/initramfs.cpio.gz) and judge how it ended: vm.sh NAME [OPTION...]
 #
-#   --job JOB       test, shell, run, ... (scripts/guest-init.sh); default none
+#   --job JOB       test, shell, run, ... (scripts/vm/guest-init.sh); default none
 #   --cmd COMMAND   job run: what to run
 #   --tests GLOB    job test: only programs that match
 #   --npt 0|1       shadow or nested paging; default 1
@@ -18,7 +18,7 @@
 #   --qemu OPTION   one more option for QEMU (may be repeated)
 #
 # Job output: stdout and build/log/NAME.out.  Kernel: build/log/NAME.console.
-# Beside it runs vm-watch.py, which wakes a machine that QEMU lets sleep for ever,
+# Beside it runs watch.py, which wakes a machine that QEMU lets sleep for ever,
 # and leaves the processors' state in build/log/NAME.state if time runs out.
 #
 # Exit status:
@@ -31,10 +31,10 @@
 # The last line of stdout tells the same: "# kpt-vm: NAME end=STATUS TEXT".
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
-# shellcheck source=scripts/machine.sh
+. "$(dirname "$0")/../lib.sh"
+# shellcheck source=scripts/vm/machine.sh
 . "$(dirname "$0")/machine.sh"
-[ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/vm.sh "$@"
+[ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/vm/vm.sh "$@"
 
 name=${1:-}
 [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9_.-]*$ ]] || die "usage: vm.sh NAME [OPTION...], see its first lines"
@@ -100,7 +100,7 @@ boot() {
 		stty sane
 	else
 		rm -f "$log/$name".{stands,woken,stalled}
-		"$KPT_TOP/scripts/vm-watch.py" "$monitor" "$log/$name" "$limit" &
+		"$KPT_TOP/scripts/vm/watch.py" "$monitor" "$log/$name" "$limit" &
 		watch=$!
 		timeout --foreground -k 10 "$limit" "${qemu[@]}" </dev/null 2>"$out.err" |
 			tee "$out" || rc=${PIPESTATUS[0]}

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""Beside a running QEMU (scripts/vm.sh): vm-watch.py MONITOR BASE LIMIT
+"""Beside a running QEMU (scripts/vm/vm.sh): watch.py MONITOR BASE LIMIT
 
 Every two seconds:
 
@@ -18,7 +18,7 @@ Every two seconds:
 - If the two seconds were ten and more, or the machine slept for that long until
   it could be woken, then a clock in it jumped: its kernel may say that it was
   locked up, and its job that something took too long.  A line is written to
-  BASE.stalled (what follows from it: scripts/machine.sh).
+  BASE.stalled (what follows from it: scripts/vm/machine.sh).
 
 The processors' state goes to BASE.state then, and 25 seconds before LIMIT.
 """

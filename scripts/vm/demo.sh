@@ -5,7 +5,7 @@
 # NPT=0 shows it with shadow paging.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 
 cd "$KPT_TOP"
 mkdir -p build/log
@@ -18,11 +18,11 @@ if ! scripts/in-root.sh make --no-print-directory module demo-build \
 	tail -n 30 build/log/demo-build.log
 	die "the build failed; the whole log is build/log/demo-build.log"
 fi
-scripts/initramfs.sh
+scripts/vm/initramfs.sh
 say "booting a stock Debian kernel in QEMU (about 10 s) ..."
 
 rc=0
-scripts/vm.sh demo --job demo --npt "${NPT:-1}" --limit 600 </dev/null |
+scripts/vm/vm.sh demo --job demo --npt "${NPT:-1}" --limit 600 </dev/null |
 	sed -u -e '/^# kpt-guest:/d' -e '/^# kpt-job:/d' \
 		-e '/^# kpt-vm: demo start/d' -e '/^Random seed/d' \
 		-e 's/^# kpt-vm: demo end=0 .*/The kernel log is clean./' \

@@ -4,7 +4,7 @@
 # The same as vm.sh for an Intel processor: Bochs, which emulates VMX and EPT,
 # the stock kernel, build/initramfs.cpio.gz, kvm-intel: bochs.sh NAME [OPTION...]
 #
-#   --job JOB       test, run, ... (scripts/guest-init.sh); default none
+#   --job JOB       test, run, ... (scripts/vm/guest-init.sh); default none
 #   --cmd COMMAND   job run: what to run
 #   --tests GLOB    job test: only programs that match
 #   --ept 0|1       shadow or nested paging; default 1
@@ -26,10 +26,10 @@
 # Exit status and last line are those of vm.sh.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
-# shellcheck source=scripts/machine.sh
+. "$(dirname "$0")/../lib.sh"
+# shellcheck source=scripts/vm/machine.sh
 . "$(dirname "$0")/machine.sh"
-[ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/bochs.sh "$@"
+[ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/vm/bochs.sh "$@"
 
 name=${1:-}
 [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9_.-]*$ ]] || die "usage: bochs.sh NAME [OPTION...], see its first lines"

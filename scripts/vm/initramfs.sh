@@ -7,8 +7,8 @@
 # build/inner.cpio.gz for the Linux guest inside it.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
-[ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/initramfs.sh "$@"
+. "$(dirname "$0")/../lib.sh"
+[ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/vm/initramfs.sh "$@"
 
 # Stock modules; what they depend on comes with them.  Some kernels lack Intel's
 # (the debug kernel), and the network of the jobs with a share (that and the cloud
@@ -27,9 +27,9 @@ cp "$(command -v busybox)" "$tree/bin/busybox"
 busybox --list | while read -r applet; do
 	[ "$applet" = busybox ] || ln -s busybox "$tree/bin/$applet"
 done
-install -m 755 "$KPT_TOP/scripts/guest-init.sh" "$tree/init"
-install -m 755 "$KPT_TOP"/scripts/jobs/* "$tree/jobs/"
-cp "$KPT_TOP/scripts/inner-work.sh" "$tree/"
+install -m 755 "$KPT_TOP/scripts/vm/guest-init.sh" "$tree/init"
+install -m 755 "$KPT_TOP"/scripts/vm/jobs/* "$tree/jobs/"
+cp "$KPT_TOP/scripts/vm/inner-work.sh" "$tree/"
 
 for m in "${modules[@]}" "${optional[@]}"; do
 	modprobe -d /kernel -S "$rel" --show-depends "$m" 2>/dev/null ||
@@ -74,7 +74,7 @@ programs "$tree/tests" "$KPT_TOP"/build/tests/kselftest/*
 [ "$(cat /kernel/version)" = debug ] || rm -f "$tree"/tests/{kunit,fault_injection}
 programs "$tree/bin" "$KPT_TOP"/build/demo/*
 
-"$KPT_TOP/scripts/kernel-report.sh" --patterns >"$tree/kernel-report.list"
+"$KPT_TOP/scripts/vm/kernel-report.sh" --patterns >"$tree/kernel-report.list"
 
 pack() {
 	local new
@@ -90,8 +90,8 @@ inner=$(mktemp -d)
 mkdir -p "$inner"/{proc,dev,tmp}
 cp -a "$tree/bin" "$inner/bin"
 rm -f "$inner"/bin/kpt*
-cp "$KPT_TOP/scripts/inner-work.sh" "$inner/"
-install -m 755 "$KPT_TOP/scripts/inner-init.sh" "$inner/init"
+cp "$KPT_TOP/scripts/vm/inner-work.sh" "$inner/"
+install -m 755 "$KPT_TOP/scripts/vm/inner-init.sh" "$inner/init"
 pack "$inner" "$KPT_TOP/build/inner.cpio.gz"
 
 rm -rf "$tree" "$inner"

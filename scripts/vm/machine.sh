@@ -9,7 +9,7 @@
 # a second archive with what is for this one machine: $cmd, $tests, $files.
 machine_initrd() {
 	local initrd=$KPT_TOP/build/initramfs.cpio.gz tree
-	[ -e "$initrd" ] || die "no $initrd; run make or scripts/initramfs.sh"
+	[ -e "$initrd" ] || die "no $initrd; run make or scripts/vm/initramfs.sh"
 	tree=$(mktemp -d)
 	[ -z "$cmd" ] || printf '%s\n' "$cmd" >"$tree/kpt-cmd"
 	[ -z "$tests" ] || printf '%s\n' "$tests" >"$tree/kpt-tests"
@@ -29,7 +29,7 @@ machine_initrd() {
 # job said and what the kernel said; sets $status and $text.
 #
 # A machine that failed, but stood still meanwhile for longer than a kernel takes
-# for a lockup (scripts/vm-watch.py), shows nothing: that is the emulator's
+# for a lockup (scripts/vm/watch.py), shows nothing: that is the emulator's
 # failure, unless the kernel complains of anything but lockups and stalls.
 machine_judge() {
 	machine_judge_run "$1"
@@ -51,14 +51,14 @@ only_lockups() {
 		theirs-- > 0 && /lockup|stall|starved|Modules linked in|Call Trace|Code: / { next }
 		{ print }
 	' >"$rest"
-	"$KPT_TOP/scripts/kernel-report.sh" "$rest" >/dev/null
+	"$KPT_TOP/scripts/vm/kernel-report.sh" "$rest" >/dev/null
 }
 
 machine_judge_run() {
 	local rc=$1 verdict report line
 	verdict=$(sed -n 's/^# kpt-job: done rc=\([0-9]*\).*/\1/p' "$out" | tail -n 1)
 
-	if report=$("$KPT_TOP/scripts/kernel-report.sh" "$console"); then
+	if report=$("$KPT_TOP/scripts/vm/kernel-report.sh" "$console"); then
 		if [ "$rc" -ge 124 ] && [ "$rc" -ne 137 ] && [ "$rc" -ne 124 ]; then
 			status=3 text="the emulator died (exit $rc)"
 			[ ! -e "$log/$name.stands" ] ||
