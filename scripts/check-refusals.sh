@@ -6,7 +6,7 @@
 #
 # Each refusal is a tree that differs from $KDIR in one line of its auto.conf or of
 # one of KVM's headers.
-# (The refusals at load are the machine "refusals" of scripts/test.sh.)
+# (The refusals at load are the machine "refusals" of scripts/test/test.sh.)
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"

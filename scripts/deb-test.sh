@@ -306,7 +306,7 @@ vm() {
 	scripts/vm/vm.sh "$1" --job deb --limit "${KPT_LIMIT:-1800}" --file deb-guest scripts/deb-guest.sh \
 		--append "kpt.env.VERSION=$2 ${3:-}" --qemu -virtfs --qemu \
 		"local,path=/src/build/deb-test/root,mount_tag=deb,security_model=none,readonly=on,multidevs=remap" \
-		</dev/null | awk -v vm="$1" -v sum="build/log/$1.sum" -f scripts/tap.awk || true
+		</dev/null | awk -v vm="$1" -v sum="build/log/$1.sum" -f scripts/test/tap.awk || true
 }
 
 [ -d "$base" ] || make_base
@@ -334,7 +334,7 @@ exec 3>&1
 	second_half
 	vm deb-upgraded "$next" kpt.env.REMOVE=1 >&3
 	third_half
-} | tee build/log/deb.out | awk -v vm=deb -v sum=build/log/deb.sum -f scripts/tap.awk || true
+} | tee build/log/deb.out | awk -v vm=deb -v sum=build/log/deb.sum -f scripts/test/tap.awk || true
 umount "$root"
 rm -rf --one-file-system "$work"
 summary

@@ -102,7 +102,7 @@ unlock_cache() {
 	exec 9>&- 10>&-
 }
 
-# Add up build/log/MACHINE.sum (scripts/tap.awk) of all $machines, print what did
+# Add up build/log/MACHINE.sum (scripts/test/tap.awk) of all $machines, print what did
 # not pass and the last line of a test run.  Fails unless all passed.
 # shellcheck disable=SC2154 # machines and start are the caller's
 summary() {

@@ -24,7 +24,7 @@
 # "N passed, N failed, N skipped".
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 [ -z "${KPT_IN_ROOT:-}" ] || die "upstream.sh: run it on the host"
 
 cd "$KPT_TOP"
@@ -67,7 +67,7 @@ run_way() {
 		rm -f "$base.fifo"
 		mkfifo "$base.fifo"
 		cp "$base.res" "$base.res.before"
-		awk -v vm="$mode $way$tag" -v res="$base.res" -f scripts/upstream.awk \
+		awk -v vm="$mode $way$tag" -v res="$base.res" -f scripts/test/upstream.awk \
 			<"$base.fifo" &
 		reader=$!
 		scripts/vm/vm.sh "$name" --job upstream --npt "$npt" --share --once \
@@ -252,7 +252,7 @@ exec 8>build/.upstream-lock
 flock -n 8 || die "another make test-upstream is running in this clone"
 scripts/setup.sh
 if ! scripts/in-root.sh make --no-print-directory module tests-build >"$log/build.log" 2>&1 ||
-	! scripts/vm/initramfs.sh || ! scripts/upstream-build.sh; then
+	! scripts/vm/initramfs.sh || ! scripts/test/upstream-build.sh; then
 	tail -n 20 "$log/build.log" >&2
 	echo "FAIL  build"
 	echo "0 passed, 1 failed, 0 skipped"
@@ -280,7 +280,7 @@ say "$(wc -l <"$log/upstream.list") programs, ${modes[*]} paging, ways none ${wa
 
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 for mode in "${modes[@]}"; do
-	scripts/upstream.sh --mode "$mode" --list "$log/upstream.list" \
+	scripts/test/upstream.sh --mode "$mode" --list "$log/upstream.list" \
 		--sum "$log/upstream-$mode.sum" &
 done
 wait

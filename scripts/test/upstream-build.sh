@@ -7,8 +7,8 @@
 # it is.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
-[ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/upstream-build.sh "$@"
+. "$(dirname "$0")/../lib.sh"
+[ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/test/upstream-build.sh "$@"
 
 to=/kernel/kvm-selftests
 key=$(sha256sum <"$0")

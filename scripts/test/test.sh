@@ -7,10 +7,10 @@
 #   shadow          kvm-amd npt=0, all kselftests
 #   linux-guest     a stock Linux as guest (scripts/vm/jobs/linux-guest), npt=0
 #   linux-guest-nested                                                 npt=1
-#   refusals        the module when kvm.ko lacks a function (scripts/refusals.sh)
+#   refusals        the module when kvm.ko lacks a function (scripts/test/refusals.sh)
 #   upstream-nested, upstream-shadow
 #                   upstream's selftests of tests/upstream-short, in three
-#                   machines one after the other (scripts/upstream.sh)
+#                   machines one after the other (scripts/test/upstream.sh)
 #
 # and, when named with VM=:
 #
@@ -31,7 +31,7 @@
 # machine.  The last line is "N passed, N failed, N skipped".
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 [ -z "${KPT_IN_ROOT:-}" ] || die "test.sh: run it on the host"
 
 cd "$KPT_TOP"
@@ -50,7 +50,7 @@ flock -n 8 || die "another make test is running in this clone"
 build() {
 	if ! scripts/in-root.sh make --no-print-directory module tests-build ||
 		! scripts/vm/initramfs.sh ||
-		{ [[ "${machines[*]}" == *upstream* ]] && ! scripts/upstream-build.sh; }; then
+		{ [[ "${machines[*]}" == *upstream* ]] && ! scripts/test/upstream-build.sh; }; then
 		echo "FAIL  build"
 		echo "0 passed, 1 failed, 0 skipped"
 		exit 1
@@ -65,14 +65,14 @@ run() {
 	case $1 in
 	upstream-*)
 		sed '/^#/d' tests/upstream-short >"build/log/$1.programs"
-		LIMIT=${LIMIT:-300} scripts/upstream.sh --mode "${1#upstream-}" \
+		LIMIT=${LIMIT:-300} scripts/test/upstream.sh --mode "${1#upstream-}" \
 			--list "build/log/$1.programs" --sum "build/log/$1.sum" || true
 		return
 		;;
 	linux-guest-nested) opts=(--job linux-guest --npt 1 --smp 1 --share) ;;
 	linux-guest*) opts=(--job linux-guest --npt 0 --smp 1 --share) ;;
 	refusals)
-		scripts/refusals.sh build/refusals
+		scripts/test/refusals.sh build/refusals
 		opts=(--job refusals)
 		for ko in build/refusals/*.ko; do
 			opts+=(--file "refusals/${ko##*/}" "$ko")
@@ -115,7 +115,7 @@ run() {
 	rm -f "build/log/$1.sum"
 	"$vm" "$1" "${opts[@]}" --append "${env[*]/#/kpt.env.}" \
 		--limit "${KPT_LIMIT:-$limit}" </dev/null |
-		awk -v vm="$1" -v sum="build/log/$1.sum" -f scripts/tap.awk || true
+		awk -v vm="$1" -v sum="build/log/$1.sum" -f scripts/test/tap.awk || true
 }
 
 scripts/setup.sh

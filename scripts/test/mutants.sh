@@ -8,7 +8,7 @@
 # The last line is "N passed, N failed": passed are those that were noticed.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 [ -z "${KPT_IN_ROOT:-}" ] || die "mutants.sh: run it on the host"
 
 cd "$KPT_TOP"
@@ -40,7 +40,7 @@ try() {
 	for p in $programs; do
 		# a broken module may hang its machine
 		if KPT_FLAVOUR=$flavour KPT_LIMIT=${KPT_LIMIT:-240} T=$p VM=${vm%@*} \
-			"$dir/scripts/test.sh" >"$dir/$p.log" 2>&1; then
+			"$dir/scripts/test/test.sh" >"$dir/$p.log" 2>&1; then
 			continue
 		fi
 		if grep -q '^FAIL  build' "$dir/$p.log"; then

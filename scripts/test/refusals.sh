@@ -6,7 +6,7 @@
 # one for a function that is replaced and one for a function that is called.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 
 [ $# -eq 1 ] || die "usage: refusals.sh DIR"
 module=$KPT_TOP/build/module/kvm_page_track.ko

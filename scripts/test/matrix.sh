@@ -8,7 +8,7 @@
 #   sid                            amd64 of Debian sid, in a root of its own
 #
 # MATRIX="sid rt-amd64" runs only these; VM="nested intel-ept" only these
-# machines (of scripts/test.sh) on each; T=GLOB only programs that match.
+# machines (of scripts/test/test.sh) on each; T=GLOB only programs that match.
 # With --build nothing runs: the module, the tests and the bench are built.
 #
 # One kernel after the other: set up, built and run in a copy of the clone as it
@@ -17,7 +17,7 @@
 # build/matrix/table; the last line is "N passed, N failed, N skipped".
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 [ -z "${KPT_IN_ROOT:-}" ] || die "matrix.sh: run it on the host"
 
 cd "$KPT_TOP"
@@ -40,7 +40,7 @@ machines() {
 		echo build
 	elif [ -n "${VM:-}" ]; then
 		echo "$VM"
-	elif [ "$1" = amd64 ] && grep -q '^	intel-' scripts/test.sh; then
+	elif [ "$1" = amd64 ] && grep -q '^	intel-' scripts/test/test.sh; then
 		echo nested shadow intel-ept intel-shadow
 	else
 		echo nested shadow
@@ -93,7 +93,7 @@ run_kernel() {
 		row "$kernel" "$release" build $((1 - f)) "$f" 0 $((SECONDS - start))
 		return
 	fi
-	VM="${vms[*]}" "$dir/scripts/test.sh" 2>&1 | tee "$dir/test.log" | sed -u "s/^/[$kernel] /" || true
+	VM="${vms[*]}" "$dir/scripts/test/test.sh" 2>&1 | tee "$dir/test.log" | sed -u "s/^/[$kernel] /" || true
 	if grep -q '^FAIL  build' "$dir/test.log"; then
 		row "$kernel" "$release" build 0 1 0 $((SECONDS - start))
 		echo "FAIL  [$kernel] does not build, see build/matrix/$kernel/test.log" >>"$out/bad"
