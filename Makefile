@@ -142,10 +142,10 @@ mutants: setup
 # What the C tracker and the module cost, side by side; and whether the bench
 # would notice.
 bench: setup
-	@scripts/bench.sh
+	@scripts/bench/bench.sh
 
 bench-check: setup
-	@scripts/bench-check.sh
+	@scripts/bench/bench-check.sh
 
 demo: setup
 	@scripts/vm/demo.sh

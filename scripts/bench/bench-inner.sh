@@ -6,8 +6,8 @@
 # library, preprocessed.  Not compressed: the guest would unpack it slowly.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
-[ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/bench-inner.sh "$@"
+. "$(dirname "$0")/../lib.sh"
+[ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/bench/bench-inner.sh "$@"
 
 tree=$(mktemp -d)
 sources=$KDIR/tools/testing/selftests/kvm/lib
@@ -17,7 +17,7 @@ cp "$(command -v busybox)" "$tree/bin/busybox"
 busybox --list | while read -r applet; do
 	[ "$applet" = busybox ] || ln -s busybox "$tree/bin/$applet"
 done
-install -m 755 "$KPT_TOP/scripts/bench-inner-init.sh" "$tree/init"
+install -m 755 "$KPT_TOP/scripts/bench/bench-inner-init.sh" "$tree/init"
 
 # A program and the libraries it is linked with, where they are here.
 with_libraries() {

@@ -9,7 +9,7 @@
 # The last line is "N passed, N failed, N skipped".
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 [ -z "${KPT_IN_ROOT:-}" ] || die "bench-check.sh: run it on the host"
 
 cd "$KPT_TOP"
@@ -20,7 +20,7 @@ mkdir -p "$work"
 # measure CLONE OUT: what is measured must not change from boot to boot.  A module
 # that exceeds a budget has been measured as well.
 measure() {
-	BENCH_OUT=$2 PART="reader pages" VM=nested ROUNDS=2 "$1/scripts/bench.sh" >"$2.log" 2>&1 ||
+	BENCH_OUT=$2 PART="reader pages" VM=nested ROUNDS=2 "$1/scripts/bench/bench.sh" >"$2.log" 2>&1 ||
 		grep -q '^OVER BUDGET' "$2.log" || { tail -n 20 "$2.log" >&2; return 1; }
 }
 
@@ -44,7 +44,7 @@ try() {
 	rm -rf "${dir:?}"
 	sed -n 's/^OVER BUDGET  npt=[01] //p' "$work/$name.log" | grep -P "$pattern" >/dev/null ||
 		{ echo "it misses no goal"; return 1; }
-	scripts/bench-compare.py "$work/base/results.json" "$work/$name/results.json" "$pattern"
+	scripts/bench/bench-compare.py "$work/base/results.json" "$work/$name/results.json" "$pattern"
 }
 
 while IFS= read -r line; do

@@ -4,7 +4,7 @@
 # make bench: what the C tracker and the module cost, side by side in one boot
 # of the stock kernel, with nested and with shadow paging.
 #
-#   PART=...    only these parts (scripts/bench-report.py names their rows):
+#   PART=...    only these parts (scripts/bench/bench-report.py names their rows):
 #               reader pages ranges notifiers memslots writes tables attach
 #                      exact instructions (QEMU's -icount)
 #               memory bytes
@@ -16,7 +16,7 @@
 #   VM=nested|shadow  only that paging mode
 #   BENCH_OUT=build/bench  where the results go
 #
-# Fails if a row exceeds its budget (scripts/bench-report.py).
+# Fails if a row exceeds its budget (scripts/bench/bench-report.py).
 #
 # The table goes to stdout, results.json and results.svg to BENCH_OUT.
 #
@@ -25,7 +25,7 @@
 # numbers of the processor, the time of day.  Two boots measure the same.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 [ -z "${KPT_IN_ROOT:-}" ] || die "bench.sh: run it on the host"
 
 cd "$KPT_TOP"
@@ -59,7 +59,7 @@ machine() {
 	[ "$mode" = nested ] || npt=0
 	results+=("npt=$npt" "build/log/$name.out")
 	scripts/vm/vm.sh "$name" --npt "$npt" --smp 1 --append "$append" \
-		"$@" </dev/null | scripts/bench-host-time.sh $$ "build/log/$name.host" |
+		"$@" </dev/null | scripts/bench/bench-host-time.sh $$ "build/log/$name.host" |
 		grep -v '^@' >&2 ||
 		die "bench: the machine $name failed"
 }
@@ -112,7 +112,7 @@ for mode in "${modes[@]}"; do
 	fi
 done
 if [ -n "$linux" ]; then
-	scripts/bench-inner.sh
+	scripts/bench/bench-inner.sh
 	append="nokaslr norandmaps kpt.env.PAIRS=${PAIRS:-5}"
 	machine bench-linux shadow --job bench-linux --limit 7200 --share \
 		--qemu -cpu --qemu "$cpu" "${exact[@]}"
@@ -121,8 +121,8 @@ fi
 
 rm -f "$out/results.json"
 goals=0
-scripts/bench-report.py --out "$out" "${results[@]}" || goals=$?
+scripts/bench/bench-report.py --out "$out" "${results[@]}" || goals=$?
 [ -s "$out/results.json" ] || die "bench: no results"
-"$python" scripts/bench-chart.py "$out/results.json" "$out/results.svg"
+"$python" scripts/bench/bench-chart.py "$out/results.json" "$out/results.svg"
 say "bench took $((SECONDS - start)) s; $out/results.json, $out/results.svg"
 exit "$goals"
