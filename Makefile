@@ -158,11 +158,11 @@ initramfs: setup
 	@scripts/vm/initramfs.sh
 
 deb: setup
-	@scripts/deb.sh
+	@scripts/package/deb.sh
 
 # The package installed, used, upgraded and removed in a Debian.
 test-deb: setup
-	@scripts/deb-test.sh
+	@scripts/package/test.sh
 
 shell: initramfs
 	@scripts/vm/vm.sh shell --job shell --limit 36000 --npt $(or $(NPT),1)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# make test-deb: install, use, upgrade, remove the package (scripts/deb.sh).
+# make test-deb: install, use, upgrade, remove the package (scripts/package/deb.sh).
 #
 # In a Debian of its own, in KPT_CACHE: the stock kernel and its headers, headers
 # of its cloud flavour and of trixie's kernel without Rust, linux-source, what
@@ -17,10 +17,10 @@
 # The last line is "N passed, N failed, N skipped".
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
-[ -z "${KPT_IN_ROOT:-}" ] || die "deb-test.sh: run it on the host"
-[ "$(id -u)" -eq 0 ] || die "deb-test.sh: must be root (mounts, chroot)"
-[ "$KPT_SUITE $KPT_FLAVOUR" = "trixie amd64" ] || die "deb-test.sh: only for trixie, flavour amd64"
+. "$(dirname "$0")/../lib.sh"
+[ -z "${KPT_IN_ROOT:-}" ] || die "package/test.sh: run it on the host"
+[ "$(id -u)" -eq 0 ] || die "package/test.sh: must be root (mounts, chroot)"
+[ "$KPT_SUITE $KPT_FLAVOUR" = "trixie amd64" ] || die "package/test.sh: only for trixie, flavour amd64"
 # Mounts of our own; the virtual machines see them.
 [ -n "${KPT_DEB_TEST:-}" ] ||
 	KPT_DEB_TEST=1 exec unshare --mount --propagation private "$0" "$@"
@@ -303,7 +303,8 @@ third_half() {
 # vm NAME VERSION [WORDS]: a machine with this Debian
 vm() {
 	rm -f "build/log/$1.sum"
-	scripts/vm/vm.sh "$1" --job deb --limit "${KPT_LIMIT:-1800}" --file deb-guest scripts/deb-guest.sh \
+	scripts/vm/vm.sh "$1" --job deb --limit "${KPT_LIMIT:-1800}" \
+		--file deb-guest scripts/package/guest.sh \
 		--append "kpt.env.VERSION=$2 ${3:-}" --qemu -virtfs --qemu \
 		"local,path=/src/build/deb-test/root,mount_tag=deb,security_model=none,readonly=on,multidevs=remap" \
 		</dev/null | awk -v vm="$1" -v sum="build/log/$1.sum" -f scripts/test/tap.awk || true
@@ -313,7 +314,8 @@ vm() {
 for m in "${machines[@]}"; do
 	rm -f "build/log/$m.sum"
 done
-if ! scripts/deb.sh >/dev/null || ! scripts/deb.sh "$next" >/dev/null || ! scripts/vm/initramfs.sh; then
+if ! scripts/package/deb.sh >/dev/null || ! scripts/package/deb.sh "$next" >/dev/null ||
+	! scripts/vm/initramfs.sh; then
 	echo "FAIL  build"
 	echo "0 passed, 1 failed, 0 skipped"
 	exit 1

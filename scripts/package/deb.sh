@@ -11,8 +11,8 @@
 # VERSION is dkms.conf's; "deb.sh VERSION" makes the package under another one.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
-[ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/deb.sh "$@"
+. "$(dirname "$0")/../lib.sh"
+[ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/package/deb.sh "$@"
 
 cd "$KPT_TOP"
 version=${1:-$(sed -n 's/^PACKAGE_VERSION="\(.*\)"$/\1/p' dkms.conf)}
