@@ -151,7 +151,7 @@ demo: setup
 	@scripts/vm/demo.sh
 
 check: setup
-	@scripts/in-root.sh scripts/check.sh
+	@scripts/in-root.sh scripts/check/check.sh
 
 initramfs: setup
 	@scripts/in-root.sh make --no-print-directory module demo-build

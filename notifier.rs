@@ -232,7 +232,7 @@ pub(crate) fn write_emulated(vcpu: VcpuSection<'_>, gpa: Gpa, written: Written) 
 }
 
 /// Tells of a write to a page that somebody outside KVM tracks.
-#[inline(never)] // scripts/check-indirect-calls.sh knows it by name
+#[inline(never)] // scripts/check/indirect-calls.sh knows it by name
 fn tell_written(kvm: &Kvm, gpa: Gpa, written: Written) {
     let _guard = guard::enter();
     let Some(lists) = ListSection::enter(kvm) else {
@@ -253,7 +253,7 @@ fn tell_written(kvm: &Kvm, gpa: Gpa, written: Written) {
 
 /// Tells notifiers and clients that a memslot was deleted (`kvm_page_track_delete_slot()`). Called
 /// with `slots_lock` held; may sleep.
-#[inline(never)] // scripts/check-indirect-calls.sh knows it by name
+#[inline(never)] // scripts/check/indirect-calls.sh knows it by name
 pub(crate) fn region_removed(kvm: &Kvm, slot: &Memslot) {
     let _guard = guard::enter();
     let Some(lists) = ListSection::enter(kvm) else {

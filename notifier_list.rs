@@ -145,7 +145,7 @@ impl Client {
     }
 
     /// Tells the client that a memslot moves.
-    #[inline(never)] // scripts/check-indirect-calls.sh knows it by name
+    #[inline(never)] // scripts/check/indirect-calls.sh knows it by name
     pub(crate) fn track_move_region(&self, from: Gfn, to: Gfn, npages: u64) {
         // SAFETY: By the type invariant.
         unsafe {

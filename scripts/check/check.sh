@@ -5,7 +5,7 @@
 # Runs every check, even after one has failed; the last line sums up.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 [ -n "${KPT_IN_ROOT:-}" ] || die "check.sh: run it with make check"
 
 cd "$KPT_TOP"
@@ -208,11 +208,11 @@ check "README's example is the sample, and builds" example_check
 check "DKMS passes over what the module refuses" dkms_check
 check "reports are found in a kernel's log" report_check
 check "a computer that stood still excuses a lockup only" stall_check
-check "kernels that lack something are refused by name" scripts/check-refusals.sh
+check "kernels that lack something are refused by name" scripts/check/build-refusals.sh
 check "shellcheck" shellcheck -x scripts/**/*.sh scripts/vm/jobs/* .ci/run dkms.conf \
 	packaging/{postinst,prerm,postrm}
 check "no indirect calls to KVM" \
-	scripts/check-indirect-calls.sh build/check/module/kvm_page_track.ko
+	scripts/check/indirect-calls.sh build/check/module/kvm_page_track.ko
 
 echo "$passed passed, $failed failed, 0 skipped"
 [ "$failed" -eq 0 ]

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # Prove by disassembly that kvm_page_track.ko makes no indirect call or jump
-# except in functions that are meant to: check-indirect-calls.sh FILE.ko
+# except in functions that are meant to: indirect-calls.sh FILE.ko
 #
 # KVM's own functions have no ENDBR in a distribution's kernel, so an indirect
 # call to one is a fatal fault on a CPU with IBT, and no emulated machine would
@@ -21,7 +21,7 @@ declare -A allowed=(
 	["page_track::debugfs::show_hooks"]=1
 )
 
-[ $# -eq 1 ] || { echo "usage: check-indirect-calls.sh FILE.ko" >&2; exit 2; }
+[ $# -eq 1 ] || { echo "usage: indirect-calls.sh FILE.ko" >&2; exit 2; }
 
 # Lines "FUNCTION: INSTRUCTION" of all indirect branches.  -r shows the thunks'
 # names, which are relocations in a module.

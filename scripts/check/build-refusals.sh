@@ -2,15 +2,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # Show that a kernel that lacks what the module needs is refused by name:
-# check-refusals.sh, in the toolchain root.
+# build-refusals.sh, in the toolchain root.
 #
 # Each refusal is a tree that differs from $KDIR in one line of its auto.conf or of
 # one of KVM's headers.
 # (The refusals at load are the machine "refusals" of scripts/test/test.sh.)
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
-[ -n "${KPT_IN_ROOT:-}" ] || die "check-refusals.sh: run it with make check"
+. "$(dirname "$0")/../lib.sh"
+[ -n "${KPT_IN_ROOT:-}" ] || die "build-refusals.sh: run it with make check"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
