@@ -10,7 +10,7 @@ set -euo pipefail
 
 cd "$KPT_TOP"
 passed=0 failed=0
-shopt -s nullglob globstar
+shopt -s globstar
 
 check() {
 	local name=$1 log
@@ -26,10 +26,20 @@ check() {
 	fi
 }
 
+# sources PATTERN [FOLDER...]: our files of that name, but for those in the folders
+sources() {
+	local pattern=$1 skip=(-path ./build) d
+	for d in "${@:2}"; do
+		skip+=(-o -path "./$d")
+	done
+	find . \( "${skip[@]}" -o -name .git \) -prune -o \
+		-name "$pattern" ! -name '*.mod.c' -printf '%P\n' | sort
+}
+
 # With the kernel's own configuration.
 rustfmt_check() {
-	local files=(*.rs tests/**/*.rs demo/**/*.rs)
-	[ ${#files[@]} -gt 0 ] || return 0
+	local files
+	mapfile -t files < <(sources '*.rs')
 	rustfmt --check --color never --edition 2021 \
 		--config-path "$KDIR/.rustfmt.toml" "${files[@]}"
 }
@@ -65,7 +75,8 @@ checkpatch() {
 		--no-summary --show-types --ignore "$ignore${1:+,$1}" "${@:2}"
 }
 
-kernel_c=(*.c *.h include/*.h samples/*.[ch])
+# The module, its header and the sample.
+mapfile -t kernel_c < <(sources '*.[ch]' tests demo)
 test_c=(tests/modules/*.[ch])
 user_c=(tests/kselftest/*.[ch] tests/bench/*.[ch] demo/*.[ch])
 
@@ -204,11 +215,22 @@ dkms_check() {
 	return $bad
 }
 
+# A script that is named somewhere is there.
+names_check() {
+	local name bad=0
+	while read -r name; do
+		[ -e "$name" ] || { grep -rnF --exclude-dir={build,.git} "$name" .; bad=1; }
+	done < <(grep -rhoE --exclude-dir={build,.git} \
+		'\<scripts/[a-z/-]+\.(sh|py|awk|list|config)\>' . | sort -u)
+	return $bad
+}
+
 check "README's example is the sample, and builds" example_check
 check "DKMS passes over what the module refuses" dkms_check
 check "reports are found in a kernel's log" report_check
 check "a computer that stood still excuses a lockup only" stall_check
 check "kernels that lack something are refused by name" scripts/check/build-refusals.sh
+check "scripts that are named are there" names_check
 check "shellcheck" shellcheck -x scripts/**/*.sh scripts/vm/jobs/* .ci/run dkms.conf \
 	packaging/{postinst,prerm,postrm}
 check "no indirect calls to KVM" \
