@@ -31,34 +31,16 @@ set -euo pipefail
 . "$(dirname "$0")/machine.sh"
 [ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/vm/bochs.sh "$@"
 
-name=${1:-}
-[[ $name =~ ^[A-Za-z0-9][A-Za-z0-9_.-]*$ ]] || die "usage: bochs.sh NAME [OPTION...], see its first lines"
-shift
-job=none ept=1 limit=3600 mem=2048 ips=50000000 append='' cmd='' tests='' files=() once=''
-while [ $# -gt 0 ]; do
+ept=1 limit=3600 mem=2048 ips=50000000
+own_option() {
 	case $1 in
-	--job) job=$2; shift 2 ;;
-	--cmd) job=run cmd=$2; shift 2 ;;
-	--tests) tests=$2; shift 2 ;;
-	--ept) ept=$2; shift 2 ;;
-	--limit) limit=$2; shift 2 ;;
-	--once) once=1; shift ;;
-	--mem) mem=$2; shift 2 ;;
-	--ips) ips=$2; shift 2 ;;
-	--append) append=$2; shift 2 ;;
-	--file) files+=("$2" "$3"); shift 3 ;;
+	--ept) ept=$2 ;;
+	--ips) ips=$2 ;;
 	*) die "bochs.sh: unknown option $1" ;;
 	esac
-done
-
-log=$KPT_TOP/build/log
-mkdir -p "$log"
-console=$log/$name.console
-out=$log/$name.out
+}
+machine_options "$@"
 machine_initrd
-
-# What this kernel needs (scripts/setup/debug-kernel.sh).
-[ ! -e /kernel/cmdline ] || append="$(cat /kernel/cmdline) $append"
 
 # Bochs boots from a disc.  tsc=unstable, lpj: nothing to calibrate against.  A
 # kernel that panics halts, as Bochs would otherwise boot it again.
@@ -124,13 +106,9 @@ over() {
 		[ "$(grep -c '] Linux version ' "$console")" -gt 1 ]
 }
 
-# One run; sets $status and $text.
 boot() {
-	local rc=0 ended=0 machine screen tail end=$((SECONDS + limit)) grace=5
-	: >"$console"
-	: >"$out"
+	local ended=0 machine screen tail end=$((SECONDS + limit)) grace=5
 	rm -f "$dir"/{pid,terminal}
-	echo "# kpt-vm: $name start"
 	emulate &
 	machine=$!
 	screen &
@@ -153,16 +131,6 @@ boot() {
 	[ "$rc" -ne 0 ] || over || rc=$ended
 	wait "$tail" || true
 	kill "$screen" 2>/dev/null || true
-	machine_judge "$rc"
 }
 
-boot
-if [ "$status" -eq 3 ] && [ -z "$once" ]; then
-	echo "# kpt-vm: $name: $text; running this machine once more"
-	for f in "$console" "$out" "$log/$name.bochs"; do
-		[ ! -e "$f" ] || mv "$f" "$f.first"
-	done
-	boot
-fi
-echo "# kpt-vm: $name end=$status $text"
-exit "$status"
+machine_run "$log/$name.bochs"

@@ -1,9 +1,43 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # shellcheck shell=bash
 #
-# What vm.sh and bochs.sh share: what a machine is given, and how its end is
-# judged.  To be sourced after lib.sh; the variables are those of the scripts.
+# What vm.sh and bochs.sh share: options, what a machine is given, how it is run
+# and its end is judged.  To be sourced after lib.sh; the variables are those of
+# the scripts.
 # shellcheck disable=SC2034,SC2154
+
+# machine_options NAME [OPTION...]: reads them, and names the files that the machine
+# writes.  For an option that only one emulator has own_option of its script is
+# called with what is left, and sets $words if that is not two words.
+machine_options() {
+	local words
+	job=none append='' cmd='' tests='' files=() once=''
+	name=${1:-}
+	[[ $name =~ ^[A-Za-z0-9][A-Za-z0-9_.-]*$ ]] ||
+		die "usage: ${0##*/} NAME [OPTION...], see its first lines"
+	shift
+	while [ $# -gt 0 ]; do
+		words=2
+		case $1 in
+		--job) job=$2 ;;
+		--cmd) job=run cmd=$2 ;;
+		--tests) tests=$2 ;;
+		--limit) limit=$2 ;;
+		--once) once=1 words=1 ;;
+		--mem) mem=$2 ;;
+		--append) append=$2 ;;
+		--file) files+=("$2" "$3") words=3 ;;
+		*) own_option "$@" ;;
+		esac
+		shift "$words"
+	done
+	# What this kernel needs (scripts/setup/debug-kernel.sh).
+	[ ! -e /kernel/cmdline ] || append="$(cat /kernel/cmdline) $append"
+	log=$KPT_TOP/build/log
+	mkdir -p "$log"
+	console=$log/$name.console
+	out=$log/$name.out
+}
 
 # machine_initrd: sets $own to a new file, build/initramfs.cpio.gz and behind it
 # a second archive with what is for this one machine: $cmd, $tests, $files.
@@ -23,6 +57,32 @@ machine_initrd() {
 	cat "$initrd" >"$own"
 	(cd "$tree" && find . -mindepth 1 | cpio --quiet -o -H newc -R 0:0 | gzip -1) >>"$own"
 	rm -rf "$tree"
+}
+
+# machine_run [FILE...]: the machine from its start to the script's end; once more
+# if the emulator died, and FILEs of the first time are FILE.first then.  The
+# script's boot runs it, and sets $rc as timeout does.
+machine_run() {
+	local f
+	machine_boot
+	if [ "$status" -eq 3 ] && [ -z "$once" ]; then
+		echo "# kpt-vm: $name: $text; running this machine once more"
+		for f in "$console" "$out" "$@"; do
+			[ ! -e "$f" ] || mv "$f" "$f.first"
+		done
+		machine_boot
+	fi
+	echo "# kpt-vm: $name end=$status $text"
+	exit "$status"
+}
+
+machine_boot() {
+	local rc=0
+	: >"$console"
+	: >"$out"
+	echo "# kpt-vm: $name start"
+	boot
+	machine_judge "$rc"
 }
 
 # machine_judge RC: from how the emulator ended (as timeout tells it), what the

@@ -36,40 +36,21 @@ set -euo pipefail
 . "$(dirname "$0")/machine.sh"
 [ -n "${KPT_IN_ROOT:-}" ] || exec "$KPT_TOP/scripts/in-root.sh" scripts/vm/vm.sh "$@"
 
-name=${1:-}
-[[ $name =~ ^[A-Za-z0-9][A-Za-z0-9_.-]*$ ]] || die "usage: vm.sh NAME [OPTION...], see its first lines"
-shift
-job=none npt=1 limit=1800 mem=3G smp=2 accel=tcg,thread=single append='' share=''
-cmd='' tests='' extra=() files=() once=''
-while [ $# -gt 0 ]; do
+npt=1 limit=1800 mem=3G smp=2 accel=tcg,thread=single share='' extra=()
+own_option() {
 	case $1 in
-	--job) job=$2; shift 2 ;;
-	--cmd) job=run cmd=$2; shift 2 ;;
-	--tests) tests=$2; shift 2 ;;
-	--npt) npt=$2; shift 2 ;;
-	--limit) limit=$2; shift 2 ;;
-	--once) once=1; shift ;;
-	--mem) mem=$2; shift 2 ;;
-	--smp) smp=$2; shift 2 ;;
-	--accel) accel=$2; shift 2 ;;
-	--append) append=$2; shift 2 ;;
-	--share) share=1; shift ;;
-	--file) files+=("$2" "$3"); shift 3 ;;
-	--qemu) extra+=("$2"); shift 2 ;;
+	--npt) npt=$2 ;;
+	--smp) smp=$2 ;;
+	--accel) accel=$2 ;;
+	--share) share=1 words=1 ;;
+	--qemu) extra+=("$2") ;;
 	*) die "vm.sh: unknown option $1" ;;
 	esac
-done
-
-log=$KPT_TOP/build/log
-mkdir -p "$log"
-console=$log/$name.console
-out=$log/$name.out
-
-monitor=/tmp/monitor
+}
+machine_options "$@"
 machine_initrd
+monitor=/tmp/monitor
 
-# What this kernel needs (scripts/setup/debug-kernel.sh).
-[ ! -e /kernel/cmdline ] || append="$(cat /kernel/cmdline) $append"
 # KVM on PREEMPT_RT wants a TSC that QEMU cannot promise, though its TSC is one.
 case $(cat /kernel/release) in
 *-rt-*) append="setcpuid=constant_tsc $append" ;;
@@ -87,13 +68,9 @@ qemu=(
 	"local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap")
 qemu+=("${extra[@]}")
 
-# One run; sets $status and $text.
 boot() {
-	local rc=0 watch
-	: >"$console"
-	: >"$out"
+	local watch f
 	rm -f "$log/$name.state"
-	echo "# kpt-vm: $name start"
 	if [ "$job" = shell ] && [ -t 0 ]; then
 		stty raw -echo
 		timeout --foreground -k 10 "$limit" "${qemu[@]}" || rc=$?
@@ -107,20 +84,9 @@ boot() {
 		kill "$watch" 2>/dev/null || true
 		[ ! -s "$out.err" ] || sed "s/^/# qemu: /" "$out.err"
 	fi
-	local f
 	for f in "$log/$name".{woken,stalled}; do
 		[ ! -e "$f" ] || sed 's/^/# emulator: /' "$f"
 	done
-	machine_judge "$rc"
 }
 
-boot
-if [ "$status" -eq 3 ] && [ -z "$once" ]; then
-	echo "# kpt-vm: $name: $text; running this machine once more"
-	for f in "$console" "$out" "$out.err" "$log/$name.state"; do
-		[ ! -e "$f" ] || mv "$f" "$f.first"
-	done
-	boot
-fi
-echo "# kpt-vm: $name end=$status $text"
-exit "$status"
+machine_run "$out.err" "$log/$name.state"
