@@ -12,25 +12,8 @@ set -u
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 DEBIAN_FRONTEND=noninteractive
 log=/tmp/log
 rel=$(uname -r)
-n=0 bad=0
-
-# point TEXT CMD...
-point() {
-	local text=$1
-	shift
-	n=$((n + 1))
-	if "$@" >"$log" 2>&1; then
-		echo "ok $n $text"
-	else
-		bad=1
-		sed 's/^/# /' "$log"
-		echo "not ok $n $text"
-	fi
-}
-
-refused() {
-	! "$@"
-}
+# shellcheck source=scripts/package/points.sh
+. "$(dirname "$0")/points.sh"
 
 version_is() {
 	cat /sys/module/kvm_page_track/version
@@ -46,16 +29,6 @@ dmesg_says() {
 hooks() {
 	cat /sys/kernel/debug/kvm_page_track/hooks
 	[ "$(grep -c kvm_ /sys/kernel/debug/kvm_page_track/hooks)" -ge 8 ]
-}
-
-begin() {
-	n=0
-	echo "# kpt-begin: $1"
-}
-
-end() {
-	echo "1..$n"
-	echo "# kpt-end: $1 rc=0"
 }
 
 begin use

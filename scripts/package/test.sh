@@ -95,33 +95,8 @@ in_deb() {
 # Test points.
 
 log=$work/log
-n=0
-
-point() {
-	local text=$1
-	shift
-	n=$((n + 1))
-	if "$@" >"$log" 2>&1; then
-		echo "ok $n $text"
-	else
-		tail -n 40 "$log" | sed 's/^/# /'
-		echo "not ok $n $text"
-	fi
-}
-
-begin() {
-	n=0
-	echo "# kpt-begin: $1"
-}
-
-end() {
-	echo "1..$n"
-	echo "# kpt-end: $1 rc=0"
-}
-
-refused() {
-	! "$@"
-}
+# shellcheck source=scripts/package/points.sh
+. scripts/package/points.sh
 
 # refused_saying TEXT CMD...: it fails, and TEXT is in what it prints
 refused_saying() {
@@ -304,7 +279,8 @@ third_half() {
 vm() {
 	rm -f "build/log/$1.sum"
 	scripts/vm/vm.sh "$1" --job deb --limit "${KPT_LIMIT:-1800}" \
-		--file deb-guest scripts/package/guest.sh \
+		--file deb/guest.sh scripts/package/guest.sh \
+		--file deb/points.sh scripts/package/points.sh \
 		--append "kpt.env.VERSION=$2 ${3:-}" --qemu -virtfs --qemu \
 		"local,path=/src/build/deb-test/root,mount_tag=deb,security_model=none,readonly=on,multidevs=remap" \
 		</dev/null | awk -v vm="$1" -v sum="build/log/$1.sum" -f scripts/test/tap.awk || true
