@@ -102,6 +102,22 @@ unlock_cache() {
 	exec 9>&- 10>&-
 }
 
+# copy_clone DIR: the clone, in which we are, as it is, without what was built.  Times
+# are kept: what was built can be copied as well and is not built again.
+copy_clone() {
+	mkdir -p "$1"
+	# a file that is deleted and not yet committed is no failure
+	git ls-files -z -co --exclude-standard |
+		xargs -0 cp --parents --preserve=mode,timestamps -t "$1" 2>/dev/null || true
+}
+
+# The end of a test run that has nothing to run.
+build_failed() {
+	echo "FAIL  build"
+	echo "0 passed, 1 failed, 0 skipped"
+	exit 1
+}
+
 # Add up build/log/MACHINE.sum (scripts/test/tap.awk) of all $machines, print what did
 # not pass and the last line of a test run.  Fails unless all passed.
 # shellcheck disable=SC2154 # machines and start are the caller's

@@ -292,9 +292,7 @@ for m in "${machines[@]}"; do
 done
 if ! scripts/package/deb.sh >/dev/null || ! scripts/package/deb.sh "$next" >/dev/null ||
 	! scripts/vm/initramfs.sh; then
-	echo "FAIL  build"
-	echo "0 passed, 1 failed, 0 skipped"
-	exit 1
+	build_failed
 fi
 
 rm -rf --one-file-system "$work"

@@ -48,11 +48,10 @@ machines() {
 }
 
 # The clone as it is, with what was built there before.
-copy_clone() {
+fresh_copy() {
 	mkdir -p "$1"
 	find "$1" -mindepth 1 -maxdepth 1 ! -name build -exec rm -rf {} +
-	git ls-files -z -co --exclude-standard |
-		xargs -0 cp --parents --preserve=mode,timestamps -t "$1" 2>/dev/null || true
+	copy_clone "$1"
 	rm -rf "$1/build/log"
 }
 
@@ -116,7 +115,7 @@ rm -f "$out"/{rows,bad,table}
 touch "$out/rows" "$out/bad"
 for kernel in "${kernels[@]}"; do
 	case $kernel in
-	amd64 | cloud-amd64 | rt-amd64 | sid) copy_clone "$out/$kernel" ;;
+	amd64 | cloud-amd64 | rt-amd64 | sid) fresh_copy "$out/$kernel" ;;
 	*) die "no kernel $kernel in the matrix" ;;
 	esac
 done

@@ -26,7 +26,7 @@ try() {
 	local name=$1 vm=$2 programs=$3 file=$4 change=$5 dir=$work/$1 p part flavour=$KPT_FLAVOUR
 	[[ $vm != *@* ]] || flavour=${vm#*@}
 	mkdir -p "$dir/build"
-	git ls-files -z -co --exclude-standard | xargs -0 cp --parents -t "$dir" 2>/dev/null || true
+	copy_clone "$dir"
 	cp -a build/tests build/module "$dir/build/"
 	cp "$dir/$file" "$dir/before"
 	while IFS= read -r part; do

@@ -51,9 +51,7 @@ build() {
 	if ! scripts/in-root.sh make --no-print-directory module tests-build ||
 		! scripts/vm/initramfs.sh ||
 		{ [[ "${machines[*]}" == *upstream* ]] && ! scripts/test/upstream-build.sh; }; then
-		echo "FAIL  build"
-		echo "0 passed, 1 failed, 0 skipped"
-		exit 1
+		build_failed
 	fi
 }
 

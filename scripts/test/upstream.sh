@@ -254,9 +254,7 @@ scripts/setup.sh
 if ! scripts/in-root.sh make --no-print-directory module tests-build >"$log/build.log" 2>&1 ||
 	! scripts/vm/initramfs.sh || ! scripts/test/upstream-build.sh; then
 	tail -n 20 "$log/build.log" >&2
-	echo "FAIL  build"
-	echo "0 passed, 1 failed, 0 skipped"
-	exit 1
+	build_failed
 fi
 
 # Every program as it is, and those of tests/upstream-short with arguments.
