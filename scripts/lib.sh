@@ -4,6 +4,10 @@
 # Common part of the scripts: where things are, how to speak, how to fail.
 # To be sourced, with "set -euo pipefail" in force.
 #
+# setup/   the toolchain root and the kernels     vm/       the virtual machines
+# test/    make test and its kin                  bench/    make bench
+# check/   make check                             package/  the Debian package
+#
 # KPT_CACHE         the one directory outside the clone that we write to
 # KPT_SUITE         Debian release of the toolchain root
 # KPT_KERNEL_SUITE  Debian suite that the kernel comes from
@@ -20,7 +24,7 @@ fi
 KPT_FLAVOUR=${KPT_FLAVOUR:-amd64}
 export KPT_CACHE KPT_SUITE KPT_KERNEL_SUITE KPT_FLAVOUR
 
-# The clone.
+# The clone, wherever the script is that sources this.
 KPT_TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # Used by setup.sh.

@@ -12,8 +12,8 @@
 # With --build nothing runs: the module, the tests and the bench are built.
 #
 # One kernel after the other: set up, built and run in a copy of the clone as it
-# is at the start, build/matrix/KERNEL, where its logs are found.  A kernel that cannot be set up
-# or built is one failure, and the others go on.  The table is
+# is at the start, build/matrix/KERNEL, where its logs are found.  A kernel that
+# cannot be set up or built is one failure, and the others go on.  The table is
 # build/matrix/table; the last line is "N passed, N failed, N skipped".
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
