@@ -38,7 +38,7 @@ ifneq ($(native),)
 
 ifeq ($(KDIR),)
 # Debian's headers have no Rust metadata: a tree that has is made in KPT_CACHE.
-find-kdir = $$(KPT_RELEASE=$(running) scripts/rust-metadata.sh --running)
+find-kdir = $$(KPT_RELEASE=$(running) scripts/setup/rust-metadata.sh --running)
 else
 find-kdir = $(KDIR)
 endif
@@ -103,12 +103,12 @@ update:
 # Tests always run on the stock kernel of the toolchain root, in QEMU.
 ifeq ($(KPT_IN_ROOT),)
 test: setup
-	@scripts/test.sh
+	@scripts/test/test.sh
 
 # The fuzzer of the API, attach and detach, and the storms, for long.
 long := nested-fuzz shadow-fuzz nested-cycles shadow-cycles nested-storms shadow-storms
 test-long: setup
-	@VM="$(or $(VM),$(long) linux-guest-nested)" scripts/test.sh
+	@VM="$(or $(VM),$(long) linux-guest-nested)" scripts/test/test.sh
 
 # The same tests on a kernel that complains about everything, with the long
 # fuzzer, and with every allocation failing in turn; FLAVOUR=kcsan watches for
@@ -116,63 +116,63 @@ test-long: setup
 debug-vms := nested shadow nested-fuzz shadow-fuzz nested-faults shadow-faults
 debug-vms-kcsan := nested-smp shadow-smp
 debug-kernel: setup
-	@scripts/debug-kernel.sh $(FLAVOUR)
+	@scripts/setup/debug-kernel.sh $(FLAVOUR)
 
 test-debug: setup
-	@dir=$$(scripts/debug-kernel.sh $(FLAVOUR)) && \
-	KPT_KERNEL_DIR=$$dir VM="$(or $(VM),$(debug-vms$(FLAVOUR:%=-%)))" scripts/test.sh
+	@dir=$$(scripts/setup/debug-kernel.sh $(FLAVOUR)) && \
+	KPT_KERNEL_DIR=$$dir VM="$(or $(VM),$(debug-vms$(FLAVOUR:%=-%)))" scripts/test/test.sh
 
 # Upstream's own KVM selftests, without the module, with it, and while it comes
 # and goes.
 test-upstream: setup
-	@scripts/upstream.sh
+	@scripts/test/upstream.sh
 
 # The tests on every kernel that is supported.
 matrix:
-	@scripts/matrix.sh
+	@scripts/test/matrix.sh
 
 # Module, tests and bench built for every kernel of the matrix.
 matrix-build:
-	@scripts/matrix.sh --build
+	@scripts/test/matrix.sh --build
 
 # Breaks the module in every way of tests/mutants.list and sees who notices.
 mutants: setup
-	@scripts/mutants.sh
+	@scripts/test/mutants.sh
 
 # What the C tracker and the module cost, side by side; and whether the bench
 # would notice.
 bench: setup
-	@scripts/bench.sh
+	@scripts/bench/bench.sh
 
 bench-check: setup
-	@scripts/bench-check.sh
+	@scripts/bench/bench-check.sh
 
 demo: setup
-	@scripts/demo.sh
+	@scripts/vm/demo.sh
 
 check: setup
-	@scripts/in-root.sh scripts/check.sh
+	@scripts/in-root.sh scripts/check/check.sh
 
 initramfs: setup
 	@scripts/in-root.sh make --no-print-directory module demo-build
-	@scripts/initramfs.sh
+	@scripts/vm/initramfs.sh
 
 deb: setup
-	@scripts/deb.sh
+	@scripts/package/deb.sh
 
 # The package installed, used, upgraded and removed in a Debian.
 test-deb: setup
-	@scripts/deb-test.sh
+	@scripts/package/test.sh
 
 shell: initramfs
-	@scripts/vm.sh shell --job shell --limit 36000 --npt $(or $(NPT),1)
+	@scripts/vm/vm.sh shell --job shell --limit 36000 --npt $(or $(NPT),1)
 endif
 
 clean:
 	rm -rf $(OUT)
 
 distclean: clean
-	@scripts/clean-cache.sh
+	@scripts/setup/clean-cache.sh
 
 help:
 	@echo 'make            build build/module/kvm_page_track.ko, for the running kernel if'
@@ -181,7 +181,7 @@ help:
 	@echo 'make demo       what the module does, shown on a stock kernel in QEMU'
 	@echo 'make test       all tests in QEMU, nested and shadow paging'
 	@echo '                T=pattern: only programs that match;'
-	@echo '                VM="machine ...", of those that scripts/test.sh names'
+	@echo '                VM="machine ...", of those that scripts/test/test.sh names'
 	@echo "make test-upstream  upstream's KVM selftests without the module, with it, and"
 	@echo '                while it comes and goes (half an hour); SUBSET="glob ...",'
 	@echo '                WAYS="attached storm", VM=nested|shadow, LIMIT=60 (a program, s)'

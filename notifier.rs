@@ -137,7 +137,7 @@ pub(crate) fn anybody(kvm: &Kvm) -> bool {
 
 /// Tells notifiers and clients of a write to a page that somebody outside KVM tracks. Sleeps if a callback
 /// does.
-#[inline(never)] // scripts/check-indirect-calls.sh knows it by name
+#[inline(never)] // scripts/check/indirect-calls.sh knows it by name
 pub(crate) fn tell_written(kvm: &Kvm, gpa: Gpa, written: Written) {
     let _guard = guard::enter();
     let Some(lists) = ListSection::enter(kvm) else {
@@ -157,7 +157,7 @@ pub(crate) fn tell_written(kvm: &Kvm, gpa: Gpa, written: Written) {
 
 /// Tells notifiers and clients that a memslot was deleted (`kvm_page_track_delete_slot()`). Called
 /// with `slots_lock` held; sleeps if a callback does.
-#[inline(never)] // scripts/check-indirect-calls.sh knows it by name
+#[inline(never)] // scripts/check/indirect-calls.sh knows it by name
 pub(crate) fn tell_removed(kvm: &Kvm, slot: &Memslot) {
     let _guard = guard::enter();
     let Some(lists) = ListSection::enter(kvm) else {

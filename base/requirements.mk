@@ -2,7 +2,7 @@
 #
 # What a kernel must be configured with for this module to work beside it.  One
 # that is not is refused here, before anything is compiled, by the name of what
-# it lacks (shown by scripts/check-refusals.sh; docs/kernels.md).
+# it lacks (shown by scripts/check/build-refusals.sh; docs/kernels.md).
 
 define kpt-refusal
 kvm_page_track: this kernel is refused: it has $(1)=$(3) and not $(1)=$(2). \

@@ -4,7 +4,7 @@
  * own tracker, the module takes over while it runs, delivers its writes to
  * another module, costs nothing on other pages, and hands the guest back.
  *
- * Runs in the virtual machine of "make demo" (scripts/jobs/demo).  Everything
+ * Runs in the virtual machine of "make demo" (scripts/vm/jobs/demo).  Everything
  * that is printed was measured or read in that run; what must hold is checked,
  * and the exit status says whether it did.
  */

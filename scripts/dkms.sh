@@ -40,7 +40,7 @@ build() {
 	local rel=$1 kdir
 	cd "$KPT_TOP"
 	prune
-	kdir=$(KPT_RELEASE=$rel scripts/rust-metadata.sh --running)
+	kdir=$(KPT_RELEASE=$rel scripts/setup/rust-metadata.sh --running)
 	make module KDIR="$kdir" MODULE_OUT="$KPT_TOP/build/module"
 	# DKMS keeps it if it is here.
 	cp build/module/Module.symvers .

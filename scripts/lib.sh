@@ -4,6 +4,10 @@
 # Common part of the scripts: where things are, how to speak, how to fail.
 # To be sourced, with "set -euo pipefail" in force.
 #
+# setup/   the toolchain root and the kernels     vm/       the virtual machines
+# test/    make test and its kin                  bench/    make bench
+# check/   make check                             package/  the Debian package
+#
 # KPT_CACHE         the one directory outside the clone that we write to
 # KPT_SUITE         Debian release of the toolchain root
 # KPT_KERNEL_SUITE  Debian suite that the kernel comes from
@@ -20,7 +24,7 @@ fi
 KPT_FLAVOUR=${KPT_FLAVOUR:-amd64}
 export KPT_CACHE KPT_SUITE KPT_KERNEL_SUITE KPT_FLAVOUR
 
-# The clone.
+# The clone, wherever the script is that sources this.
 KPT_TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # Used by setup.sh.
@@ -39,7 +43,7 @@ die() {
 # The packages of the toolchain root, comma separated.
 root_packages() {
 	sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' \
-		"$KPT_TOP/scripts/root-packages" | paste -sd, -
+		"$KPT_TOP/scripts/setup/root-packages" | paste -sd, -
 }
 
 # Where the toolchain root is: a new place for every package list.
@@ -102,7 +106,23 @@ unlock_cache() {
 	exec 9>&- 10>&-
 }
 
-# Add up build/log/MACHINE.sum (scripts/tap.awk) of all $machines, print what did
+# copy_clone DIR: the clone, in which we are, as it is, without what was built.  Times
+# are kept: what was built can be copied as well and is not built again.
+copy_clone() {
+	mkdir -p "$1"
+	# a file that is deleted and not yet committed is no failure
+	git ls-files -z -co --exclude-standard |
+		xargs -0 cp --parents --preserve=mode,timestamps -t "$1" 2>/dev/null || true
+}
+
+# The end of a test run that has nothing to run.
+build_failed() {
+	echo "FAIL  build"
+	echo "0 passed, 1 failed, 0 skipped"
+	exit 1
+}
+
+# Add up build/log/MACHINE.sum (scripts/test/tap.awk) of all $machines, print what did
 # not pass and the last line of a test run.  Fails unless all passed.
 # shellcheck disable=SC2154 # machines and start are the caller's
 summary() {

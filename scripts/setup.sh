@@ -183,7 +183,7 @@ make_kernel() {
 		KPT_KERNEL_DIR=$tmp
 		run_logged "$logs/kernel-fetch-$rel.log" "fetching the kernel packages (about 300 MB)" \
 			"$KPT_TOP/scripts/in-root.sh" sh -c "$fetch_kernel" sh "$rel"
-		"$KPT_TOP/scripts/in-root.sh" scripts/rust-metadata.sh "$rel" \
+		"$KPT_TOP/scripts/in-root.sh" scripts/setup/rust-metadata.sh "$rel" \
 			/kernel/headers /kernel/source.tar.xz /kernel/src
 		rm -f "$tmp/source.tar.xz"
 		mv "$tmp" "$dir"

@@ -7,7 +7,7 @@
  *	<tab> MEAN <tab> SAMPLES <tab> ROW <tab> WHY
  *
  * WHY is what may differ from one measurement to the next.
- * scripts/bench-report.py makes the table.  Needs kpt_bench.ko.
+ * scripts/bench/bench-report.py makes the table.  Needs kpt_bench.ko.
  */
 #include <fcntl.h>
 #include <sched.h>

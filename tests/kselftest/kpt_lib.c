@@ -830,7 +830,7 @@ bool kpt_is_complaint(const char *record)
 	/*
 	 * A data race between two functions of the kernel's own is not ours, unless
 	 * something of ours is in a stack; nor is one of unknown origin outside KVM
-	 * (scripts/kernel-report.sh does the same).
+	 * (scripts/vm/kernel-report.sh does the same).
 	 */
 	if (strstr(record, "BUG: KCSAN: data-race in ") &&
 	    (strstr(record, " / ") || !strstr(record, "[kvm"))) {
