@@ -15,7 +15,7 @@ JOBS ?= $(shell nproc)
 SHELL := /bin/bash
 
 .PHONY: test-long debug-kernel test-debug test-upstream mutants matrix matrix-build
-.PHONY: bench bench-build bench-check
+.PHONY: bench bench-build bench-docs bench-check
 .PHONY: all module tests-build demo-build test demo check shell setup update \
 	deb test-deb initramfs clean distclean help
 
@@ -139,10 +139,13 @@ matrix-build:
 mutants: setup
 	@scripts/test/mutants.sh
 
-# What the C tracker and the module cost, side by side; and whether the bench
-# would notice.
+# What the C tracker and the module cost, side by side; the same into docs; and
+# whether the bench would notice.
 bench: setup
 	@scripts/bench/bench.sh
+
+bench-docs:
+	@scripts/bench-docs.sh
 
 bench-check: setup
 	@scripts/bench/bench-check.sh
@@ -194,10 +197,12 @@ help:
 	@echo 'make matrix-build  only build everything for every supported kernel; MATRIX='
 	@echo 'make mutants    breaks the module on purpose: do the tests notice?'
 	@echo 'make bench      what the C tracker and the module cost, in instructions and'
-	@echo '                bytes, side by side: table, build/bench/results.json and .svg'
+	@echo '                bytes, side by side: ends with the 15 rows that users feel, and'
+	@echo '                whether all are within budget; build/bench/rows.md has every row'
 	@echo '                PART="reader pages ranges notifiers memslots writes tables'
 	@echo '                attach memory linux": only these (linux, a compile job in a Linux'
 	@echo '                guest, only when named; PAIRS=5); ROUNDS=3; VM=nested|shadow'
+	@echo 'make bench-docs   puts what the last make bench wrote into docs/performance*'
 	@echo 'make bench-check  slows the module down on purpose: does the bench show it?'
 	@echo 'make deb        the DKMS package, build/deb/kvm-page-track-dkms_VERSION_all.deb'
 	@echo 'make test-deb   install it in a Debian, use it there in QEMU, upgrade, remove it'

@@ -16,9 +16,16 @@
 #   VM=nested|shadow  only that paging mode
 #   BENCH_OUT=build/bench  where the results go
 #
-# Fails if a row exceeds its budget (scripts/bench/bench-report.py).
+# Ends with the rows that users feel, and whether everything is within budget;
+# fails if not (scripts/bench/bench-report.py names both).  Every row is printed before,
+# unless the run is a whole one.
 #
-# The table goes to stdout, results.json and results.svg to BENCH_OUT.
+# Files in BENCH_OUT:
+#   rows.md          every row
+#   top.md           the rows that users feel
+#   performance.svg  a chart of them
+#   results.json     every row for programs, and results.svg, a chart of all
+# make bench-docs copies the first three into docs.
 #
 # Counted parts run on one emulated processor whose time stamp counter counts
 # instructions, in a machine where nothing is random: addresses, the random
@@ -32,10 +39,22 @@ cd "$KPT_TOP"
 start=$SECONDS
 append=
 rounds=${ROUNDS:-3}
-read -ra parts <<<"${PART:-reader pages ranges notifiers memslots writes tables attach memory}"
+all_parts="reader pages ranges notifiers memslots writes tables attach memory"
+read -ra parts <<<"${PART:-$all_parts}"
 read -ra modes <<<"${VM:-nested shadow}"
 out=${BENCH_OUT:-build/bench}
 mkdir -p "$out" build/log
+
+# What is measured, for the heads of the files.
+commit=${BENCH_COMMIT:-$(git describe --always --dirty 2>/dev/null || echo unknown)}
+command="make bench"
+for v in PART VM ROUNDS PAIRS; do
+	[ -z "${!v:-}" ] || command+=" $v=\"${!v}\""
+done
+whole=(--whole)
+for p in $all_parts nested shadow; do
+	[[ " ${parts[*]} ${modes[*]} " == *" $p "* ]] || whole=()
+done
 
 exec 8>build/.bench-lock
 flock -n 8 || die "another make bench is running in this clone"
@@ -119,10 +138,13 @@ if [ -n "$linux" ]; then
 	results+=(npt=0 build/log/bench-linux.host)
 fi
 
-rm -f "$out/results.json"
-goals=0
-scripts/bench/bench-report.py --out "$out" "${results[@]}" || goals=$?
+rm -f "$out"/{results.json,results.svg,rows.md,top.md,performance.svg}
+status=0
+scripts/bench/bench-report.py --out "$out" --command "$command" --commit "$commit" "${whole[@]}" \
+	"${results[@]}" >"$out/report" || status=$?
 [ -s "$out/results.json" ] || die "bench: no results"
-"$python" scripts/bench/bench-chart.py "$out/results.json" "$out/results.svg"
-say "bench took $((SECONDS - start)) s; $out/results.json, $out/results.svg"
-exit "$goals"
+"$python" scripts/bench/bench-chart.py "$out"
+say "bench took $((SECONDS - start)) s; $out has rows.md, top.md, performance.svg, results.json, results.svg"
+echo
+cat "$out/report"
+exit "$status"
