@@ -145,7 +145,7 @@ bench: setup
 	@scripts/bench/bench.sh
 
 bench-docs:
-	@scripts/bench-docs.sh
+	@scripts/bench/bench-docs.sh
 
 bench-check: setup
 	@scripts/bench/bench-check.sh

@@ -67,16 +67,26 @@ fn without_counters<'s>(
     }
 }
 
+/// How far a change has got.
+#[derive(Default)]
+struct Progress {
+    /// Whether TLBs have to be flushed before `mmu_lock` is released.
+    flush: bool,
+    /// Whether others may have had `mmu_lock` since the first page was looked at.
+    yielded: bool,
+}
+
 /// What happens to every page of a range.
 trait Change {
     /// Whether its count allows it.
     fn check(mmu: &MmuWrite<'_>, page: Page<'_>, count: u16) -> Result;
 
-    /// Does it. Sets `flush` if TLBs have to be flushed.
-    fn apply(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, flush: &mut bool) -> Result;
+    /// Does it.
+    fn apply(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, so_far: &mut Progress)
+        -> Result;
 
-    /// Takes it back, likewise.
-    fn undo(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, flush: &mut bool) -> Result;
+    /// Takes it back.
+    fn undo(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, so_far: &mut Progress) -> Result;
 }
 
 struct Add;
@@ -89,11 +99,16 @@ impl Change for Add {
     }
 
     #[inline]
-    fn apply(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, flush: &mut bool) -> Result {
-        add_locked(slots, mmu, page, || *flush = true)
+    fn apply(
+        slots: Slots<'_>,
+        mmu: &MmuWrite<'_>,
+        page: Page<'_>,
+        so_far: &mut Progress,
+    ) -> Result {
+        add_locked(slots, mmu, page, || so_far.flush = true)
     }
 
-    fn undo(_: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, _: &mut bool) -> Result {
+    fn undo(_: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, _: &mut Progress) -> Result {
         remove_locked(mmu, page)
     }
 }
@@ -105,12 +120,19 @@ impl Change for Remove {
     }
 
     #[inline]
-    fn apply(_: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, _: &mut bool) -> Result {
-        remove_locked(mmu, page)
+    fn apply(_: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, so_far: &mut Progress) -> Result {
+        if so_far.yielded {
+            return remove_locked(mmu, page);
+        }
+        // `check` has just found that its count is not KVM's alone.
+        let counter = page.counter().ok_or(ENOENT)?;
+        counter.set(mmu, counter.get().saturating_sub(1));
+        mmu.allow_large_page(page);
+        Ok(())
     }
 
-    fn undo(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, flush: &mut bool) -> Result {
-        add_locked(slots, mmu, page, || *flush = true)
+    fn undo(slots: Slots<'_>, mmu: &MmuWrite<'_>, page: Page<'_>, so_far: &mut Progress) -> Result {
+        add_locked(slots, mmu, page, || so_far.flush = true)
     }
 }
 
@@ -121,41 +143,53 @@ impl Change for Remove {
 /// removed without having added them, or added up to the limit.
 fn change<C: Change>(slots: Slots<'_>, first: Gfn, last: Gfn) -> Result {
     let mut mmu = slots.kvm().lock_mmu();
-    for_pages(slots, &mut mmu, first, last, |mmu, page, _| {
+    let mut so_far = Progress::default();
+    for_pages(slots, &mut mmu, &mut so_far, first, last, |mmu, page, _| {
         C::check(mmu, page, page.count())
     })
     .1?;
-    let (refused, result) = for_pages(slots, &mut mmu, first, last, |mmu, page, flush| {
-        C::apply(slots, mmu, page, flush)
-    });
+    let (refused, result) = for_pages(
+        slots,
+        &mut mmu,
+        &mut so_far,
+        first,
+        last,
+        |mmu, page, so_far| C::apply(slots, mmu, page, so_far),
+    );
     if result.is_err() && refused > first {
-        for_pages(slots, &mut mmu, first, refused - 1, |mmu, page, flush| {
-            C::undo(slots, mmu, page, flush).ok();
-            Ok(())
-        })
+        for_pages(
+            slots,
+            &mut mmu,
+            &mut so_far,
+            first,
+            refused - 1,
+            |mmu, page, so_far| {
+                C::undo(slots, mmu, page, so_far).ok();
+                Ok(())
+            },
+        )
         .1
         .ok();
     }
     result
 }
 
-/// Calls `f` for the pages of a range up to the first that it refuses, and says which that is.
-///
-/// `f` says if TLBs have to be flushed. That is done once for one hold of `mmu_lock`.
+/// Calls `f` for the pages of a range up to the first that it refuses, and says which that is. TLBs are
+/// flushed once for one hold of `mmu_lock`.
 ///
 /// The memslots were there, and not INVALID, when the read section had begun. One that becomes so
 /// meanwhile has the same counters, and is neither zapped nor moved before the section ends.
 fn for_pages(
     slots: Slots<'_>,
     mmu: &mut MmuGuard<'_>,
+    so_far: &mut Progress,
     first: Gfn,
     last: Gfn,
-    mut f: impl FnMut(&MmuWrite<'_>, Page<'_>, &mut bool) -> Result,
+    mut f: impl FnMut(&MmuWrite<'_>, Page<'_>, &mut Progress) -> Result,
 ) -> (Gfn, Result) {
     /// Pages changed between two looks at who waits.
     const BATCH: u64 = 64;
 
-    let mut flush = false;
     let mut gfn = first;
     let result = 'range: loop {
         let Some(slot) = slots.find(0, gfn) else {
@@ -163,7 +197,7 @@ fn for_pages(
         };
         let end = slot.last_gfn().min(last).min(gfn | (BATCH - 1));
         while let Some(page) = slot.page(gfn) {
-            if let Err(e) = f(mmu, page, &mut flush) {
+            if let Err(e) = f(mmu, page, so_far) {
                 break 'range Err(e);
             }
             if gfn == end {
@@ -177,13 +211,14 @@ fn for_pages(
         gfn = end + 1;
         if mmu.is_wanted() {
             // Who gets the lock relies on it that read-only is read-only in every TLB.
-            if core::mem::take(&mut flush) {
+            if core::mem::take(&mut so_far.flush) {
                 mmu.flush_tlbs();
             }
             mmu.yield_to_others();
+            so_far.yielded = true;
         }
     };
-    if flush {
+    if core::mem::take(&mut so_far.flush) {
         mmu.flush_tlbs();
     }
     (gfn, result)

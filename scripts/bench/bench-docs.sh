@@ -8,7 +8,7 @@
 #   BENCH_OUT=build/bench  where the results are
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 
 cd "$KPT_TOP"
 from=${BENCH_OUT:-build/bench}
