@@ -191,9 +191,9 @@ impl<'k> MmuWrite<'k> {
     /// Whether KVM has a shadow page of a guest page table in a frame, of whatever address space, where
     /// we look for it.
     pub(crate) fn finds_shadow_page(&self, gfn: Gfn) -> bool {
-        // SAFETY: `mmu_lock` is held (docs/internals.md, rule 3), and there are shadow pages: KVM counts one
-        // there before it adds its page.
+        // KVM counts a shadow page there before it adds its page.
         self.kvm.has_shadow_page_tables()
+            // SAFETY: `mmu_lock` is held (docs/internals.md, rule 3), and there are shadow pages.
             && unsafe { bindings::kpt_finds_shadow_page(self.kvm.as_ptr(), gfn) }
     }
 

@@ -117,8 +117,8 @@ impl<'a> Slots<'a> {
 
     /// Finds a page of an address space.
     pub(crate) fn find_page(self, as_id: u16, gfn: Gfn) -> Option<Page<'a>> {
-        // SAFETY: What `find` finds holds the frame.
         self.find(as_id, gfn)
+            // SAFETY: What `find` finds holds the frame.
             .map(|slot| unsafe { slot.page_unchecked(gfn) })
     }
 

@@ -8,10 +8,7 @@
 #include "x86.h"
 #include "mmu.h"
 
-/* Rust: without_tracking.rs. */
-void kpt_vm_dies(struct kvm *kvm);
-void kpt_write_emulated(struct kvm *kvm, gpa_t gpa, const u8 *new, int bytes);
-void kpt_slot_deleted(struct kvm *kvm, struct kvm_memory_slot *slot);
+#include "without_tracking.h"
 
 /* With the very prototypes: their arguments are what the stubs hand on. */
 typeof(kvm_mmu_uninit_vm) kpt_before_uninit_vm;

@@ -105,7 +105,7 @@ layers_check() {
 	scripts/check/layers.py || return 1
 	rm -rf "$copy"
 	mkdir -p "$copy"
-	cp --parents *.rs {abi,base,dev,kvm,memslot,mmu_hooks,tracker}/*.rs "$copy"
+	cp --parents ./*.rs {abi,base,dev,kvm,memslot,mmu_hooks,tracker}/*.rs "$copy"
 	echo 'use crate::tracker;' >>"$copy/memslot/upward.rs"
 	if (cd "$copy" && "$KPT_TOP/scripts/check/layers.py"); then
 		echo "an arrow upward is not seen"
