@@ -11,7 +11,7 @@
 use crate::base::guard;
 use crate::base::kernel_api::eopnotsupp;
 use crate::base::module_pin::ModulePin;
-use crate::kvm::registry::{self, ListSection, Unlinked};
+use crate::kvm::registry::{self, ListSection};
 use crate::kvm::{external, vm, Client, Gpa, Kvm, Listener, Memslot, Node, Written};
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
@@ -45,10 +45,9 @@ pub(crate) fn register(kvm: &Kvm, node: &Node) -> Result {
         let mmu = kvm.lock_mmu();
         // Where there is a notifier that C has not registered, the VM is known, can be tracked, and pins us.
         // (Unless a forced unload left it behind, which has asked its owner to take it back first.)
-        if kvm.has_notifiers() && !external::enabled_by_c(kvm) {
-            if let Some(node) = Unlinked::new(&mmu, node, None) {
-                return registry::insert_notifier(&mmu, node);
-            }
+        let is_further = kvm.has_notifiers() && !external::enabled_by_c(kvm);
+        if is_further && !node.may_be_linked(&mmu) {
+            return registry::insert_notifier(&mmu, node, None);
         }
     }
     register_first(kvm, node)
@@ -64,13 +63,14 @@ fn register_first(kvm: &Kvm, node: &Node) -> Result {
     let looked_for = may_be_linked
         .then(|| registry::look_for(node))
         .transpose()?;
-    let vm = registry::make_ready(kvm)?;
+    registry::make_ready(kvm)?;
     let mmu = kvm.lock_mmu();
-    let node = Unlinked::new(&mmu, node, looked_for).ok_or(EEXIST)?;
-    if !external::enabled_by_c(kvm) {
-        vm.pin(&mmu)?;
+    let is_first = !external::enabled_by_c(kvm) && vm::pin(&mmu)?;
+    let result = registry::insert_notifier(&mmu, node, looked_for);
+    if result.is_err() && is_first {
+        drop(vm::unpin(&mmu));
     }
-    registry::insert_notifier(&mmu, node)
+    result
 }
 
 /// Unregisters a notifier, which C or we registered (`kvm_page_track_unregister_notifier()`).

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Types and functions of C as bindgen sees them (see `bindings_helper.h`).
+//! Types and functions of C as bindgen sees them (see `bindings.h`).
 //!
 //! Only the edges of the crate use this module (see `page_track.rs`).
 

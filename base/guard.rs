@@ -31,7 +31,7 @@ pub(crate) fn enter() -> Guard {
 
 /// Whether taking a spinlock may sleep: on PREEMPT_RT. Elsewhere Tasks RCU waits for a task that holds
 /// one or waits for one.
-pub(crate) const LOCKS_SLEEP: bool = cfg!(CONFIG_PREEMPT_RT = "y");
+const LOCKS_SLEEP: bool = cfg!(CONFIG_PREEMPT_RT = "y");
 
 /// Enters the guard where taking a spinlock may sleep.
 #[inline(always)]

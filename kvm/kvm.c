@@ -182,7 +182,7 @@ bool KPT_DIRECT kpt_finds_shadow_page(struct kvm *kvm, gfn_t gfn)
 
 /*
  * Whether there may be one, without the lock: false only if none was linked at
- * that moment.  For a vCPU, as long as which KVM does not free its table.
+ * that moment.  The caller is a vCPU: KVM frees the table after the last one.
  */
 bool KPT_DIRECT kpt_may_shadow(struct kvm *kvm, gfn_t gfn)
 {

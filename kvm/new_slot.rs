@@ -6,6 +6,7 @@
 
 use super::{Gfn, Kvm, Memslot, Slots};
 use crate::base::bindings;
+use crate::base::kernel_api::warn_on_once;
 use crate::base::once::{read_once, write_once};
 use kernel::prelude::*;
 
@@ -77,9 +78,11 @@ impl<'a> NewSlot<'a> {
     /// Takes over the counters of the memslot it replaces, which is left without. No copy: nothing is
     /// lost, nothing is freed twice. The INVALID copy that readers may still use points to the same array.
     pub(crate) fn take_counters(self) {
-        if let (Some(old), None) = (self.moved_from(), self.slot.counters()) {
+        match (self.moved_from(), self.slot.counters()) {
             // SAFETY: `old` is in the inactive set: by the type invariants nobody else reaches it.
-            unsafe { self.take_counters_of(old) };
+            (Some(old), None) => unsafe { self.take_counters_of(old) },
+            // A new memslot has none: KVM has cleared it.
+            _ => warn_on_once(),
         }
     }
 

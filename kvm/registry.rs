@@ -11,12 +11,12 @@
 use super::listeners::{Client, Listener, Node, Nodes};
 use super::{external, vm, Kvm, MmuWrite};
 use crate::base::module_pin::ModulePin;
-use crate::base::once::atomic_read;
+use crate::base::once::{atomic_read, smp_mb};
 use crate::base::{bindings, srcu};
 use core::ptr::NonNull;
 use kernel::ffi::c_int;
 use kernel::prelude::*;
-use kernel::sync::atomic::{Atomic, Full, Relaxed};
+use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::types::NotThreadSafe;
 
 /// Number of clients of all VMs.
@@ -24,8 +24,8 @@ static CLIENTS: Atomic<usize> = Atomic::new(0);
 
 /// Whether any VM has a client: a cheap question before a VM's are looked for.
 ///
-/// A client is counted before it adds a page, and an add has a full barrier. So if a vCPU, after its write
-/// and a full barrier, sees no client, the client's add comes after the write.
+/// A client is counted and listed before its registration's full barrier, and a vCPU asks after its write and
+/// a full barrier. So if the vCPU sees no client, what the client reads from then on includes the write.
 pub(crate) fn any_client() -> bool {
     atomic_read(&CLIENTS) != 0
 }
@@ -113,42 +113,15 @@ pub(crate) fn is_known(mmu: &MmuWrite<'_>) -> bool {
         || vm::find_locked(mmu).is_some()
 }
 
-/// Shows that a listener is in no list.
-///
-/// # Invariants
-///
-/// So it was under the `mmu_lock` that is still held, and by the contract of the C API nobody registers it
-/// with another VM meanwhile.
-pub(crate) struct Unlinked<'n, T>(&'n T);
-
-/// Shows that a node that looks linked was in no list, a moment ago.
-#[derive(Clone, Copy)]
-pub(crate) struct LookedFor(());
-
-impl<'n> Unlinked<'n, Node> {
-    /// Asks whether a notifier is in no list. One that looks linked has to have been looked for.
-    pub(crate) fn new(
-        mmu: &MmuWrite<'_>,
-        node: &'n Node,
-        looked_for: Option<LookedFor>,
-    ) -> Option<Self> {
-        // Somebody else may have registered it with this VM since it was looked for.
-        let linked = node.may_be_linked(mmu)
-            && (looked_for.is_none()
-                || external::notifiers(mmu.kvm())
-                    // SAFETY: The lock is that of the VM.
-                    .is_some_and(|list| unsafe { list.contains(node, mmu) }));
-        // INVARIANT: As has been asked.
-        (!linked).then_some(Self(node))
-    }
-}
+/// Shows that a notifier that looks linked was in no list of any VM, a moment ago.
+pub(crate) struct LookedFor<'n>(&'n Node);
 
 /// Looks for a notifier in the lists of all VMs. Sleeps.
 ///
 /// # Errors
 ///
 /// `EEXIST` if it is there.
-pub(crate) fn look_for(node: &Node) -> Result<LookedFor> {
+pub(crate) fn look_for(node: &Node) -> Result<LookedFor<'_>> {
     vm::for_each(|kvm, vm| {
         let mmu = kvm.lock_mmu();
         let mut found = false;
@@ -165,7 +138,7 @@ pub(crate) fn look_for(node: &Node) -> Result<LookedFor> {
             Ok(())
         }
     })?;
-    Ok(LookedFor(()))
+    Ok(LookedFor(node))
 }
 
 /// Makes what the first registration with a VM needs. Sleeps.
@@ -173,23 +146,36 @@ pub(crate) fn look_for(node: &Node) -> Result<LookedFor> {
 /// # Errors
 ///
 /// `ENOMEM`.
-pub(crate) fn make_ready(kvm: &Kvm) -> Result<&vm::Vm> {
+pub(crate) fn make_ready(kvm: &Kvm) -> Result {
     let vm = vm::find_or_create(kvm)?;
-    external::make_ready(vm)?;
-    Ok(vm)
+    external::make_ready(vm)
 }
 
-/// Registers a notifier with the VM that is locked, for which [`make_ready`] has been called.
+/// Registers a notifier with the VM that is locked, for which [`make_ready`] has been called. One that looks
+/// linked has to have been looked for.
 ///
 /// # Errors
 ///
-/// `ESRCH` if the VM has no users any more.
-pub(crate) fn insert_notifier(mmu: &MmuWrite<'_>, node: Unlinked<'_, Node>) -> Result {
+/// `EEXIST` if it is registered, or may be; `ESRCH` if the VM has no users any more.
+pub(crate) fn insert_notifier(
+    mmu: &MmuWrite<'_>,
+    node: &Node,
+    looked_for: Option<LookedFor<'_>>,
+) -> Result {
     let list = external::notifiers(mmu.kvm()).ok_or(ESRCH)?;
+    if node.may_be_linked(mmu) {
+        let was_in_none = looked_for.is_some_and(|found| core::ptr::eq(found.0, node));
+        // Somebody else may have registered it with this VM since.
+        // SAFETY: The lock is that of the VM.
+        if !was_in_none || unsafe { list.contains(node, mmu) } {
+            return Err(EEXIST);
+        }
+    }
     mmu.kvm().get()?;
-    // SAFETY: By the invariants of `Unlinked`, and of `Node`: it stays valid until it is unregistered. The
-    // lock is that of the VM, whose list stays where it is.
-    unsafe { list.insert(node.0, mmu) };
+    // SAFETY: It is in no list, as has been asked; by the invariant of `Node` nobody registers it with another
+    // VM meanwhile, and it stays valid until it is unregistered. The lock is that of the VM, whose list stays
+    // where it is.
+    unsafe { list.insert(node, mmu) };
     Ok(())
 }
 
@@ -204,9 +190,7 @@ pub(crate) fn remove_notifier<'k>(mmu: &MmuWrite<'k>, node: &Node) -> Option<Reg
     let is_last = !kvm.has_notifiers() || external::enabled_by_c(kvm);
     Some(Registered {
         kvm,
-        pin: vm::find(kvm)
-            .filter(|_| is_last)
-            .and_then(|vm| vm.unpin(mmu)),
+        pin: is_last.then(|| vm::unpin(mmu)).flatten(),
     })
 }
 
@@ -223,10 +207,12 @@ pub(crate) fn insert_client(kvm: &Kvm, client: &Client, pin: ModulePin) -> Resul
         return Err(EEXIST);
     }
     kvm.get()?;
-    CLIENTS.fetch_add(1, Full);
+    CLIENTS.add(1, Relaxed);
     // SAFETY: It is in no list, and that it is not being registered with another VM is its contract, as is
     // that it stays valid until it is unregistered. The lock is that of the VM; an entry does not move.
     unsafe { vm.clients.insert(client, &mmu) };
+    // First the list, then what the caller reads of guest memory: see `any_client`.
+    smp_mb();
     pin.keep();
     Ok(())
 }

@@ -27,7 +27,7 @@ struct kpt_vm *KPT_DIRECT kpt_vm_find(struct kvm *kvm)
 	return found;
 }
 
-/* The same with the VM's mmu_lock held, which is a read section of RCU. */
+/* The same with the VM's mmu_lock held for write, which is a read section of RCU. */
 struct kpt_vm *KPT_DIRECT kpt_vm_find_locked(struct kvm *kvm)
 {
 	struct kpt_vm *vm;

@@ -4,7 +4,8 @@
 //!
 //! A VM gets an entry with the first add, prepare or register. The entry goes when the VM is destroyed,
 //! or with the module: as long as a VM has users, its entry may be used. The table is the kernel's hash
-//! list, read under RCU and written under one mutex (`vm.c`).
+//! list, read under RCU and written under one mutex (`vm.c`). The mutex comes before `slots_arch_lock` and
+//! `mmu_lock` in the order of locks.
 
 use super::listeners::{Client, List};
 use super::{Kvm, MmuWrite};
@@ -73,29 +74,6 @@ impl Vm {
         }
     }
 
-    /// Pins the module, unless the VM's notifiers do already.
-    ///
-    /// # Errors
-    ///
-    /// `EAGAIN` if the module is going away.
-    pub(crate) fn pin(&self, _: &MmuWrite<'_>) -> Result {
-        if !self.pins() {
-            ModulePin::get()?.keep();
-            self.pinned.store(1, Relaxed);
-        }
-        Ok(())
-    }
-
-    /// Takes that back, if they do.
-    pub(crate) fn unpin(&self, _: &MmuWrite<'_>) -> Option<ModulePin> {
-        if !self.pins() {
-            return None;
-        }
-        self.pinned.store(0, Relaxed);
-        // SAFETY: `pin` kept one, and has just been told so.
-        Some(unsafe { ModulePin::take_back() })
-    }
-
     /// Whether the VM's notifiers pin the module. Without the lock a hint.
     pub(crate) fn pins(&self) -> bool {
         self.pinned.load(Relaxed) != 0
@@ -160,6 +138,30 @@ pub(crate) fn find_or_create(kvm: &Kvm) -> Result<&Vm> {
     unsafe { bindings::kpt_vm_insert(vm.cast()) };
     // SAFETY: As in `find`.
     Ok(unsafe { &*vm })
+}
+
+/// Pins the module for the notifiers of the VM that is locked, which has an entry. True if they did not pin it
+/// yet.
+///
+/// # Errors
+///
+/// `EAGAIN` if the module is going away.
+pub(crate) fn pin(mmu: &MmuWrite<'_>) -> Result<bool> {
+    let vm = find_locked(mmu).ok_or(EAGAIN)?;
+    if vm.pins() {
+        return Ok(false);
+    }
+    ModulePin::get()?.keep();
+    vm.pinned.store(1, Relaxed);
+    Ok(true)
+}
+
+/// Takes that back, if they do.
+pub(crate) fn unpin(mmu: &MmuWrite<'_>) -> Option<ModulePin> {
+    let vm = find_locked(mmu).filter(|vm| vm.pins())?;
+    vm.pinned.store(0, Relaxed);
+    // SAFETY: `pin` kept one, and has just been told so.
+    Some(unsafe { ModulePin::take_back() })
 }
 
 /// Forgets a VM that is being destroyed. Sleeps.

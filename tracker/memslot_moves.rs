@@ -7,6 +7,7 @@
 use crate::base::guard;
 use crate::base::kernel_api::cond_resched;
 use crate::kvm::{external, vm, Gfn, Memslot, NewSlot};
+use crate::memslot::BATCH;
 use crate::notifier;
 use kernel::prelude::*;
 
@@ -53,11 +54,14 @@ fn carry_over(new: NewSlot<'_>, old: &Memslot) -> Result {
         return Ok(());
     };
     let (from, to) = (old.base_gfn(), new.slot().base_gfn());
+    let mut done = 0;
     for i in 0..old.npages() {
-        if i % crate::memslot::BATCH == 0 {
+        let count = counters.get(from + i);
+        done += 1 + u64::from(count);
+        if done >= BATCH {
+            done = 0;
             cond_resched();
         }
-        let count = counters.get(from + i);
         if count != 0 {
             new.disallow_large_page(to + i, count);
             protect_other_space(new, to + i);

@@ -92,8 +92,9 @@ pub(crate) fn add_to_slot(
     if !slots.kvm().can_track() {
         return Err(eopnotsupp());
     }
-    let page = page_of(slots.kvm(), slot, gfn)?;
+    let page = page_of(slot, gfn)?;
     refuse_guest_memfd(page)?;
+    may_change(slots.kvm(), page)?;
     vm::find_locked(mmu).ok_or(ENOMEM)?;
     add_locked(slots, mmu, page, || mmu.flush_tlbs())
 }
@@ -151,7 +152,7 @@ pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
 /// PREEMPT_RT).
 fn remove_or(kvm: &Kvm, gfn: Gfn, otherwise: impl FnOnce(Error) -> Result) -> Result {
     let section = kvm.read_slots();
-    match page_to_change(section.slots(), gfn) {
+    match page_to_remove(section.slots(), gfn) {
         Ok(page) => {
             let mmu = kvm.lock_mmu();
             remove_locked(&mmu, page)
@@ -169,7 +170,7 @@ fn remove_or(kvm: &Kvm, gfn: Gfn, otherwise: impl FnOnce(Error) -> Result) -> Re
 ///
 /// As [`remove`].
 pub(crate) fn remove_from_slot(kvm: &Kvm, mmu: &MmuWrite<'_>, slot: &Memslot, gfn: Gfn) -> Result {
-    remove_locked(mmu, page_of(kvm, slot, gfn)?)
+    remove_locked(mmu, may_change(kvm, page_of(slot, gfn)?)?)
 }
 
 /// Removes a page.
@@ -212,24 +213,22 @@ fn last_of(gfn: Gfn, npages: u64) -> Result<Gfn> {
 
 /// Finds a page that may be added.
 fn page_to_add(slots: Slots<'_>, gfn: Gfn) -> Result<Page<'_>> {
-    let page = page_to_change(slots, gfn)?;
+    let page = slots.find_page(0, gfn).ok_or(EINVAL)?;
     refuse_guest_memfd(page)?;
-    Ok(page)
+    may_change(slots.kvm(), page)
 }
 
-/// Finds a page whose count may be changed.
-fn page_to_change(slots: Slots<'_>, gfn: Gfn) -> Result<Page<'_>> {
+/// Finds a page whose count may be taken back.
+fn page_to_remove(slots: Slots<'_>, gfn: Gfn) -> Result<Page<'_>> {
     may_change(slots.kvm(), slots.find_page(0, gfn).ok_or(EINVAL)?)
 }
 
-/// The same in a memslot.
-fn page_of<'s>(kvm: &Kvm, slot: &'s Memslot, gfn: Gfn) -> Result<Page<'s>> {
-    if slot.as_id() != 0 {
-        return Err(EINVAL);
-    }
-    may_change(kvm, slot.page(gfn).ok_or(EINVAL)?)
+/// A page of a memslot of the caller's.
+fn page_of(slot: &Memslot, gfn: Gfn) -> Result<Page<'_>> {
+    slot.page(gfn).filter(|_| slot.as_id() == 0).ok_or(EINVAL)
 }
 
+/// Whether counts of a page may be changed.
 fn may_change<'s>(kvm: &Kvm, page: Page<'s>) -> Result<Page<'s>> {
     owners::know(kvm)?;
     if page.slot().is_invalid() {

@@ -4,7 +4,7 @@
 //!
 //! C has no ranges. What happens to each page is in [`super`].
 
-use super::{add_locked, last_of, page_to_add, page_to_change, remove_locked};
+use super::{add_locked, last_of, page_to_add, page_to_remove, remove_locked};
 use crate::base::kernel_api::eopnotsupp;
 use crate::kvm::{vm, Gfn, Kvm, MmuGuard, MmuWrite, Page, Slots};
 use crate::memslot::{self, owners};
@@ -40,7 +40,7 @@ pub(crate) fn add(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
 pub(crate) fn remove(kvm: &Kvm, gfn: Gfn, npages: u64) -> Result {
     let last = last_of(gfn, npages)?;
     let read = kvm.read_slots();
-    match without_counters(read.slots(), gfn, last, page_to_change)? {
+    match without_counters(read.slots(), gfn, last, page_to_remove)? {
         Some(_) => Err(ENOENT),
         None => change::<Remove>(read.slots(), gfn, last),
     }

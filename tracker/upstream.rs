@@ -30,7 +30,6 @@ fn add_slow(kvm: &Kvm, gfn: Gfn) -> Result {
     match add_first(kvm, gfn) {
         Err(e) if e == EAGAIN => while_invalid(kvm, gfn, |locked, page| {
             refuse_guest_memfd(page)?;
-            vm::find_or_create(kvm)?;
             locked.alloc_counters(page.slot())?;
             let mmu = kvm.lock_mmu();
             add_locked(locked.slots(), &mmu, page, || mmu.flush_tlbs())
@@ -72,6 +71,8 @@ fn while_invalid(
     if !kvm.has_notifiers() || vm::find(kvm).is_some_and(|vm| vm.is_in_move_callback()) {
         return Err(EAGAIN);
     }
+    // Before `slots_arch_lock`: see `vm.rs` for the order.
+    vm::find_or_create(kvm)?;
     let _guard = guard::enter();
     let section = kvm.read_slots();
     let locked = section.slots().lock_arch();
