@@ -245,6 +245,7 @@ pub(crate) unsafe fn clear() {
 mod tests {
     use super::*;
     use crate::kvm::unit::with_blank_vm;
+    use core::mem::MaybeUninit;
 
     fn made(kvm: &Kvm) -> &Vm {
         find_or_create(kvm).unwrap()
@@ -297,7 +298,7 @@ mod tests {
             let kvm = KBox::<Opaque<bindings::kvm>>::new_uninit(GFP_KERNEL).unwrap();
             vms.push(kvm, GFP_KERNEL).unwrap();
         }
-        let view = |vm: &KBox<_>| core::ptr::from_ref(&**vm).cast::<Kvm>();
+        let view = |vm: &KBox<MaybeUninit<Opaque<bindings::kvm>>>| vm.as_ptr().cast::<Kvm>();
         for vm in &vms {
             // SAFETY: Only the address is looked at.
             made(unsafe { &*view(vm) });
