@@ -15,7 +15,8 @@ use kernel::prelude::*;
 ///
 /// # Errors
 ///
-/// As [`super::add`]; `EAGAIN` only if the VM has no notifier of upstream's.
+/// As [`super::add`]; `EAGAIN` only if the VM has no notifier of upstream's, or in a `track_move_region`
+/// callback.
 pub(crate) fn add(kvm: &Kvm, gfn: Gfn) -> Result {
     add_or(kvm, gfn, |refusal| match refusal {
         Some(e) if e != EAGAIN => Err(e),
@@ -28,12 +29,16 @@ pub(crate) fn add(kvm: &Kvm, gfn: Gfn) -> Result {
 fn add_slow(kvm: &Kvm, gfn: Gfn) -> Result {
     let _guard = guard::enter();
     match add_first(kvm, gfn) {
-        Err(e) if e == EAGAIN => while_invalid(kvm, gfn, |locked, page| {
-            refuse_guest_memfd(page)?;
-            locked.alloc_counters(page.slot())?;
-            let mmu = kvm.lock_mmu();
-            add_locked(locked.slots(), &mmu, page, || mmu.flush_tlbs())
-        }),
+        Err(e) if e == EAGAIN && kvm.has_notifiers() => {
+            // Before `slots_arch_lock`: see `vm.rs` for the order.
+            vm::find_or_create(kvm)?;
+            while_invalid(kvm, gfn, |locked, page| {
+                refuse_guest_memfd(page)?;
+                locked.alloc_counters(page.slot())?;
+                let mmu = kvm.lock_mmu();
+                add_locked(locked.slots(), &mmu, page, || mmu.flush_tlbs())
+            })
+        }
         result => result,
     }
 }
@@ -42,7 +47,7 @@ fn add_slow(kvm: &Kvm, gfn: Gfn) -> Result {
 ///
 /// # Errors
 ///
-/// As [`super::remove`]; `EAGAIN` only if the VM has no notifier of upstream's.
+/// As [`super::remove`]; `EAGAIN` as in [`add`].
 pub(crate) fn remove(kvm: &Kvm, gfn: Gfn) -> Result {
     remove_or(kvm, gfn, |e| {
         if e != EAGAIN {
@@ -71,8 +76,6 @@ fn while_invalid(
     if !kvm.has_notifiers() || vm::find(kvm).is_some_and(|vm| vm.is_in_move_callback()) {
         return Err(EAGAIN);
     }
-    // Before `slots_arch_lock`: see `vm.rs` for the order.
-    vm::find_or_create(kvm)?;
     let _guard = guard::enter();
     let section = kvm.read_slots();
     let locked = section.slots().lock_arch();
