@@ -86,6 +86,8 @@ impl<'a> NewSlot<'a> {
         }
     }
 
+    /// Moves the array from `old` to this memslot.
+    ///
     /// # Safety
     ///
     /// Nobody else changes the counters of `old`, which is of the same size.

@@ -58,7 +58,7 @@ pub(crate) unsafe fn init() {
 impl Vm {
     /// An entry that is in no table.
     fn new(kvm: &Kvm) -> Self {
-        // SAFETY: All zeroes is what C links.
+        // SAFETY: C's types: a list node, a pointer and an RCU head may all be zero.
         let mut link: bindings::kpt_vm = unsafe { core::mem::zeroed() };
         link.kvm = kvm.as_ptr();
         Self {
@@ -183,11 +183,13 @@ pub(crate) unsafe fn destroyed(kvm: &Kvm) {
     }
 }
 
+/// Takes an entry out of the table, and frees it when no reader of the table can see it any more.
+///
 /// # Safety
 ///
-/// The mutex is held, and nobody else uses the entry, but for who looks for another.
+/// The mutex is held, and nobody uses what is in the entry.
 unsafe fn forget(vm: &Vm) {
-    // If the VM's notifiers still pin the module, it stays pinned: who registered them has yet to call us.
+    // If the VM's notifiers still pin the module, it stays pinned: their owner has yet to unregister them.
     #[cfg(not(CONFIG_KVM_EXTERNAL_WRITE_TRACKING = "y"))]
     // SAFETY: Nobody is or comes into a section: the VM has no users, or the guard is drained
     // (docs/internals.md, rule 2).
